@@ -1,0 +1,100 @@
+"""The chores around nbdev: export, README.md, and the checks that CI makes on the notebooks.
+
+    python .ci/build.py export      modules and README.md from the notebooks
+    python .ci/build.py check       fail when anything exported, cleaned or stored is not as the notebooks say
+    python .ci/build.py chromium    make sure that the browser tests have a browser
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+LARGEST_NOTEBOOK = 1_000_000  # bytes
+
+
+def notebooks(root=ROOT):
+    return sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def modules(root=ROOT):
+    return {p.relative_to(root): p.read_text() for p in sorted((root / "neuronbench").rglob("*.py"))}
+
+
+def readme(root=ROOT):
+    """README.md as text: the index notebook without its code cells' outputs, links made relative to the top."""
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import RegexRemovePreprocessor
+
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(RegexRemovePreprocessor(patterns=[r"\s*#\|\s*hide"]), enabled=True)
+    text, _ = exporter.from_filename(str(root / "nbs" / "index.ipynb"))
+    text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", r"](nbs/\1)", text).replace("](nbs/../", "](")
+    return "<!-- Made from nbs/index.ipynb by `make export`; edit that. -->\n\n" + text.strip() + "\n"
+
+
+def export():
+    subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
+    (ROOT / "README.md").write_text(readme())
+
+
+def rebuilt(folder):
+    """A copy of the sources in `folder`, exported and cleaned afresh."""
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / "settings.ini", folder)
+    (folder / "neuronbench").mkdir()
+    subprocess.run([BIN / "nbdev_export"], cwd=folder, check=True)
+    subprocess.run([BIN / "nbdev_clean"], cwd=folder, check=True)
+    return folder
+
+
+def stale_modules(fresh):
+    here, there = modules(), modules(fresh)
+    return [f"{path}: differs from its notebook; run `make export`" for path in sorted({*here, *there}) if here.get(path) != there.get(path)]
+
+
+def notebook_faults(path, fresh):
+    name, text = path.relative_to(ROOT), path.read_text()
+    cells = json.loads(text)["cells"]
+    if len(text.encode()) > LARGEST_NOTEBOOK:
+        yield f"{name}: {len(text.encode()) / 1e6:.1f} MB; keep stored outputs under 1 MB"
+    if any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", ())):
+        yield f"{name}: holds an error output"
+    if (fresh / name).read_text() != text:
+        yield f"{name}: is not clean; run `nbdev_clean`"
+
+
+def check():
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = rebuilt(Path(folder).resolve())
+        faults = stale_modules(fresh) + [fault for path in notebooks() for fault in notebook_faults(path, fresh)]
+    if (ROOT / "README.md").read_text() != readme():
+        faults.append("README.md: differs from nbs/index.ipynb; run `make export`")
+    print("\n".join(faults) or f"{len(notebooks())} notebooks are clean and exported; README.md is current")
+    return len(faults)
+
+
+def chromium():
+    """Install Debian's Chromium where that is possible, else say what to install."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+    if any(map(shutil.which, names)) or mac.exists():
+        return 0
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], check=True, stdout=subprocess.DEVNULL)
+        return 0
+    print("The browser tests need Chromium: `sudo apt-get install chromium` (Debian, Ubuntu), `brew install --cask google-chrome` (macOS).")
+    return 1
+
+
+if __name__ == "__main__":
+    commands = {"export": export, "check": check, "chromium": chromium}
+    if sys.argv[1:2] == [] or sys.argv[1] not in commands:
+        sys.exit(__doc__)
+    sys.exit(commands[sys.argv[1]]())

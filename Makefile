@@ -1,0 +1,40 @@
+# Every target does its own set-up in a virtual environment that it makes. `make demo` and `make test` are where to begin.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter new enough for the libraries (zarr 3 and pandas 3 need Python 3.11).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: demo test lab bench export check clean
+
+demo: $(VENV)/installed
+	$(BIN)/neuronbench demo
+
+lab: $(VENV)/installed
+	$(BIN)/neuronbench lab
+
+test: $(VENV)/installed
+	$(BIN)/python .ci/build.py chromium
+	$(BIN)/python .ci/build.py check
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+bench: $(VENV)/installed
+	$(BIN)/python tests/bench/run.py
+
+# For developers: modules and README.md from the notebooks.
+export: $(VENV)/installed
+	$(BIN)/python .ci/build.py export
+
+check: $(VENV)/installed
+	$(BIN)/python .ci/build.py check
+
+$(VENV)/installed: settings.ini setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "NeuronBench needs Python 3.11 or later; none was found. Install it, or run: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist artifacts *.egg-info
