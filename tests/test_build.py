@@ -1,0 +1,82 @@
+"""The checks that CI makes on the notebooks, each made to fail on a small copy of the project."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The project with two notebooks only, exported and consistent."""
+    for name in ("nbs/00_basics.ipynb", "nbs/index.ipynb", "settings.ini", ".ci/build.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "neuronbench").mkdir()
+    assert build(tmp_path, "export").returncode == 0
+    return tmp_path
+
+
+def build(root, command):
+    return subprocess.run([sys.executable, root / ".ci" / "build.py", command], capture_output=True, text=True)
+
+
+def edit(notebook, change):
+    content = json.loads(notebook.read_text())
+    change(content)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def test_a_consistent_project_passes(copy):
+    done = build(copy, "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 notebooks are clean" in done.stdout
+
+
+def test_a_module_edited_by_hand_is_found(copy):
+    module = copy / "neuronbench" / "basics.py"
+    module.write_text(module.read_text() + "\nextra = 1\n")
+    done = build(copy, "check")
+    assert done.returncode == 1 and "basics.py: differs from its notebook" in done.stdout
+
+
+def test_a_module_without_a_notebook_is_found(copy):
+    (copy / "neuronbench" / "orphan.py").write_text("x = 1\n")
+    assert "orphan.py: differs" in build(copy, "check").stdout
+
+
+def test_an_error_output_is_found(copy):
+    failure = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}
+
+    def add(content):
+        next(cell for cell in content["cells"] if cell["cell_type"] == "code")["outputs"] = [failure]
+
+    edit(copy / "nbs" / "00_basics.ipynb", add)
+    done = build(copy, "check")
+    assert done.returncode != 0 and "holds an error output" in done.stdout
+
+
+def test_metadata_of_a_run_is_found(copy):
+    def add(content):
+        next(cell for cell in content["cells"] if cell["cell_type"] == "code")["execution_count"] = 7
+
+    edit(copy / "nbs" / "00_basics.ipynb", add)
+    assert "is not clean" in build(copy, "check").stdout
+
+
+def test_a_large_notebook_is_found(copy):
+    def add(content):
+        content["cells"][0]["source"] = "x" * 1_100_000
+
+    edit(copy / "nbs" / "index.ipynb", add)
+    assert "1.1 MB" in build(copy, "check").stdout
+
+
+def test_a_stale_readme_is_found(copy):
+    (copy / "README.md").write_text("old")
+    done = build(copy, "check")
+    assert done.returncode == 1 and "README.md: differs" in done.stdout
