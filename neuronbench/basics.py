@@ -8,8 +8,12 @@ __all__ = ['choose', 'UnknownChoice', 'content_key', 'cache_folder', 'best_devic
 # %% ../nbs/00_basics.ipynb #7625efef
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
+import re
+import sys
+import sysconfig
 import types
 from pathlib import Path
 
@@ -41,8 +45,9 @@ def content_key(*parts) -> str:
     """A 32-digit hexadecimal BLAKE2 hash of the content of `parts`, the same in every process.
 
     Understands None, numbers, text, bytes, paths (as text), lists, tuples, dicts, sets, numpy arrays, torch tensors,
-    PIL images, dataclasses, types, functions (their code, defaults, closure and the project-level functions they call)
-    and objects (class and attributes). Anything that offers `fingerprint` is taken at its word.
+    PIL images, dataclasses, functions (code, defaults, closure and the globals they use), classes (the code of their
+    methods) and objects (class and attributes). Anything that offers `fingerprint` is taken at its word. Code of an
+    installed library is known by its name and version.
     """
     digest = hashlib.blake2b(digest_size=16)
     for piece in _pieces(parts, set()):
@@ -90,11 +95,10 @@ def _compound(value, seen):
         yield from sorted(content_key(item).encode() for item in value)
     elif isinstance(value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)):
         yield from _callable_pieces(value, seen)
-    elif dataclasses.is_dataclass(value):
-        yield _name(type(value))
-        yield from _pieces({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, seen)
+    elif isinstance(value, functools.partial):
+        yield from _pieces((value.func, value.args, value.keywords), seen)
     else:
-        yield _name(type(value))
+        yield from _callable_pieces(type(value), seen)
         yield from _pieces(_state(value), seen)
 
 # %% ../nbs/00_basics.ipynb #2656a4a9
@@ -102,7 +106,7 @@ def _tensor_bytes(tensor):
     import torch
 
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
 
 
 def _name(kind):
@@ -110,13 +114,12 @@ def _name(kind):
 
 
 def _state(value):
-    if hasattr(value, "state_dict"):
-        return {"attributes": _public(value), "state": dict(value.state_dict())}
-    return _public(value) or repr(value)
-
-
-def _public(value):
-    return {k: v for k, v in sorted(getattr(value, "__dict__", {}).items()) if not k.startswith("_")}
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    attributes = getattr(value, "__dict__", {})
+    if hasattr(value, "state_dict"):  # a torch module: its structure as printed, its plain attributes, its weights
+        return repr(value), {k: v for k, v in attributes.items() if not k.startswith("_")}, dict(value.state_dict())
+    return attributes or repr(value)
 
 # %% ../nbs/00_basics.ipynb #92dfceb5
 def _callable_pieces(function, seen):
@@ -124,26 +127,54 @@ def _callable_pieces(function, seen):
     if isinstance(function, types.MethodType):
         yield from _pieces(function.__self__, seen)
         function = function.__func__
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return
-    yield from _code_pieces(code)
-    yield from _pieces(function.__defaults__, seen)
+    if _in_library(function):
+        package = sys.modules.get(str(function.__module__).split(".")[0])
+        yield str(getattr(package, "__version__", "")).encode()
+    elif isinstance(function, type):
+        yield from _pieces(function.__bases__, seen)
+        for name, member in sorted(vars(function).items()):
+            yield from _pieces((name, _member(member)), seen)
+    else:
+        yield from _function_pieces(function, seen)
+
+
+def _in_library(function):
+    """Whether a function or class comes with Python or is installed, rather than written by the user."""
+    module = sys.modules.get(str(function.__module__))
+    file = getattr(module, "__file__", None) or ""
+    if not file:
+        return str(function.__module__) != "__main__"
+    return file.startswith(tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")))
+
+
+def _member(member):
+    """What of a class member can make its objects behave differently: the function behind it, or a plain value."""
+    member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    kinds = (types.FunctionType, bool, int, float, str, tuple, list, dict, np.ndarray)
+    return member if isinstance(member, kinds) else None
+
+# %% ../nbs/00_basics.ipynb #80b198ff
+def _function_pieces(function, seen):
+    codes = list(_nested_codes(function.__code__))
+    for code in codes:
+        yield code.co_code
+        yield repr(code.co_names).encode()
+        plain = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+        yield from _pieces(plain, seen)
+    yield from _pieces((function.__defaults__, function.__kwdefaults__), seen)
     yield from _pieces([cell.cell_contents for cell in function.__closure__ or ()], seen)
-    for name in code.co_names:
-        called = function.__globals__.get(name)
-        if isinstance(called, (types.FunctionType, int, float, str, tuple, list, dict, np.ndarray)):
-            yield from _pieces((name, called), seen)
+    for name in sorted({name for code in codes for name in code.co_names}):
+        used = function.__globals__.get(name)
+        if not isinstance(used, types.ModuleType):
+            yield from _pieces((name, used), seen)
 
 
-def _code_pieces(code):
-    yield code.co_code
-    yield repr(code.co_names).encode()
+def _nested_codes(code):
+    """The code of a function and of the functions inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code_pieces(constant)
-        else:
-            yield repr(constant).encode()
+            yield from _nested_codes(constant)
 
 # %% ../nbs/00_basics.ipynb #5a23f0ae
 def cache_folder(

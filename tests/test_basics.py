@@ -1,0 +1,87 @@
+"""Keys made from content: equal content gives one key, any change another, in every process."""
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from neuronbench.basics import cache_folder, choose, content_key
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4), max_leaves=8)
+
+
+def _same(a, b):
+    """Equal in type as well as in value: 1, 1.0 and True are different settings."""
+    return repr(a) == repr(b)
+
+
+@settings(max_examples=200, deadline=None)
+@given(plain, plain)
+def test_keys_are_equal_exactly_for_equal_values(a, b):
+    assert (content_key(a) == content_key(b)) == _same(a, b)
+
+
+@dataclass
+class Settings:
+    k: int = 10
+    words: tuple = ("a", "b")
+
+
+class Scale:
+    def __init__(self, factor):
+        self._factor = factor
+
+    def __call__(self, x):
+        return x * self._factor
+
+
+def _outer(factor):
+    return lambda x: x * factor
+
+
+@pytest.mark.parametrize("one, other", [
+    (Settings(), Settings(k=11)), (Scale(1), Scale(2)), (_outer(1), _outer(2)), (partial(pow, 2), partial(pow, 3)), (torch.zeros(3), torch.ones(3)),
+    (torch.zeros(3), torch.zeros(3, dtype=torch.float64)), (np.zeros(2), np.zeros((2, 1))), (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
+    (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))), (Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 1)), ({1, 2}, {1, 3}), (torch.nn.ReLU, torch.nn.GELU),
+    (lambda x: x + 1, lambda x: x + 2), (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)),
+], ids=str)
+def test_a_change_changes_the_key(one, other):
+    assert content_key(one) != content_key(other)
+    assert content_key(one) == content_key(one)
+
+
+def test_the_key_is_the_same_in_another_process():
+    code = "import numpy, neuronbench.basics as b; from functools import partial; print(b.content_key({'a': {'x', 'y', 'z'}}, numpy.arange(3), 1.5, partial(lambda x: x + 1)))"
+    keys = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    assert len(keys) == 1
+
+
+def test_a_circle_of_references_ends():
+    circle = []
+    circle.append(circle)
+    assert content_key(circle) == content_key(circle)
+
+
+def test_what_has_a_fingerprint_is_taken_at_its_word():
+    class Known:
+        fingerprint = "abc"
+
+    assert content_key(Known()) == content_key(Known())
+
+
+def test_an_unknown_name_without_a_near_one_lists_the_choices():
+    with pytest.raises(KeyError, match="choose one of 'wpmi', 'cos'"):
+        choose("xyzzy", ["wpmi", "cos"], "similarity")
+
+
+def test_the_cache_folder_follows_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "here"))
+    assert cache_folder("clip") == tmp_path / "here" / "clip" and cache_folder("clip").is_dir()
