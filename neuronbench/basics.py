@@ -133,7 +133,7 @@ def _callable_pieces(function, seen):
     elif isinstance(function, type):
         yield from _pieces(function.__bases__, seen)
         for name, member in sorted(vars(function).items()):
-            yield from _pieces((name, _member(member)), seen)
+            yield from _pieces((name, _member(name, member)), seen)
     else:
         yield from _function_pieces(function, seen)
 
@@ -147,11 +147,11 @@ def _in_library(function):
     return file.startswith(tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")))
 
 
-def _member(member):
+def _member(name, member):
     """What of a class member can make its objects behave differently: the function behind it, or a plain value."""
     member = getattr(member, "fget", None) or getattr(member, "__func__", member)
-    kinds = (types.FunctionType, bool, int, float, str, tuple, list, dict, np.ndarray)
-    return member if isinstance(member, kinds) else None
+    plain = () if name.startswith("__") else (bool, int, float, str, tuple, list, dict, np.ndarray)
+    return member if isinstance(member, (types.FunctionType, *plain)) else None
 
 # %% ../nbs/00_basics.ipynb #80b198ff
 def _function_pieces(function, seen):

@@ -127,14 +127,11 @@ def _files_key(paths, ids):
 
 
 def _file_digest(path):
-    digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return hashlib.file_digest(file, "blake2b").digest()
     except OSError as error:
         return str(error.strerror).encode()
-    return digest.digest()
 
 # %% ../../nbs/probe/01_images.ipynb #2e270e72
 def _image_files(folder):

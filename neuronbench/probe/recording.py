@@ -362,7 +362,7 @@ def _block_quantile(packed, units, q):
         merged.merge(_unpacked_sketches(packed[number, units]))
     result, filled = np.full(merged.d, np.nan, np.float32), np.flatnonzero(~merged.is_empty())
     if len(filled):
-        result[filled] = merged.get_quantiles(q, isk=filled)[:, 0]
+        result[filled] = merged.get_quantiles(q, isk=filled.tolist())[:, 0]  # a numpy array would be misread
     return result
 
 # %% ../../nbs/probe/03_recording.ipynb #54190fd7

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['pooled', 'load_checkpoint', 'Target']
 
-# %% ../../nbs/probe/02_target.ipynb #7220112f
+# %% ../../nbs/probe/02_target.ipynb #2397f372
+import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -113,24 +115,22 @@ def _forward(model, modules, calls, batch, reduce):
             raise ValueError(f"layer {layer!r} never runs when the network sees an image")
     return found
 
-# %% ../../nbs/probe/02_target.ipynb #09fdd610
+# %% ../../nbs/probe/02_target.ipynb #0da07639
+_OWN_TO_TORCH = vars(torch.nn.Module()).keys()  # attributes that every module has, the training flag among them
+
+
 def _model_key(model) -> str:
     """A hash of a network's weights, buffers, structure, settings and code."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    codes = sorted({_class_code(type(module)) for module in model.modules()})
-    settings = [(name, _plain_settings(module)) for name, module in model.named_modules()]
-    return content_key(repr(model), codes, settings, [(name, tensor.detach()) for name, tensor in tensors])
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        contents = list(pool.map(content_key, tensors))
+    codes = sorted({content_key(type(module)) for module in model.modules()})
+    return content_key(repr(model), contents, codes, [(name, _settings(module)) for name, module in model.named_modules()])
 
 
-def _plain_settings(module):
-    kinds = (bool, int, float, str, tuple, type(None))
-    return {k: v for k, v in sorted(vars(module).items()) if isinstance(v, kinds) and k != "training"}
-
-
-def _class_code(kind):
-    """The bytecode and constants of all methods of a class."""
-    methods = [getattr(value, "__code__", None) for value in vars(kind).values()]
-    return content_key(kind.__qualname__, [(code.co_code, repr(code.co_names), str(code.co_consts)) for code in methods if code])
+def _settings(module):
+    """A module's own attributes, without its weights and submodules."""
+    return {name: value for name, value in sorted(vars(module).items()) if name not in _OWN_TO_TORCH}
 
 # %% ../../nbs/probe/02_target.ipynb #2c332614
 def load_checkpoint(
@@ -206,10 +206,10 @@ def _load_into(model, path, known=()):
 def _timm_parts(name, pretrained, classes):
     import timm
 
-    download = pretrained is True
+    choose(name.split(".")[0], timm.list_models(), "timm network")
     options = {"num_classes": len(classes)} if classes else {}
     with _downloading(f"timm's {name!r}"):
-        model = timm.create_model(choose(name.split(".")[0], timm.list_models(), "timm network") and name, pretrained=download, **options)
+        model = timm.create_model(name, pretrained=pretrained is True, **options)
     if not isinstance(pretrained, bool):
         _load_into(model, pretrained)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
@@ -299,9 +299,7 @@ class Target:
 
     @property
     def fingerprint(self) -> str:
-        import torchvision
-
-        return content_key(_model_key(self.model), self.layers, self.preprocess, torchvision.__version__)
+        return content_key(_model_key(self.model), self.layers, self.preprocess)
 
     @classmethod
     def from_torchvision(
