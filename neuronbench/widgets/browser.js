@@ -1,0 +1,617 @@
+/* The view of neuronbench.widgets.browser.Browser: it draws what Python sends and tells Python what a person chose.
+   Text from files, models and people is only ever set through textContent. */
+
+const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
+const PAGE = 10; // units that PageUp and PageDown skip
+const REACH = 3; // neighbours fetched ahead on each side
+const KEPT = 64; // units whose evidence is kept
+const MARK = 5; // px, half the width of an exemplar's mark in the histogram
+
+export default {
+  render({ model, el }) {
+    const view = new View(model, el);
+    return () => view.remove();
+  },
+};
+
+/* ---------------------------------------------------------------- elements */
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "text") node.textContent = value;
+    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function drawing(tag, attributes = {}, text = null) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== null) node.textContent = text;
+  return node;
+}
+
+function options(select, values, chosen) {
+  select.replaceChildren(...values.map((value) => make("option", { value, text: value })));
+  select.value = chosen;
+}
+
+function field(label, control, ...rest) {
+  return make("label", { class: "nb-field" }, make("span", { text: label }), control, ...rest);
+}
+
+function key(name) {
+  return make("kbd", { text: name });
+}
+
+/* ---------------------------------------------------------------- numbers */
+
+function readable(value) {
+  if (value === null || !Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  if (size >= 1e5 || (size < 1e-3 && size > 0)) return value.toExponential(1);
+  return value.toFixed(size >= 100 ? 1 : size >= 1 ? 2 : 3);
+}
+
+function percent(share) {
+  return `${Math.round(100 * share)} %`;
+}
+
+/* ---------------------------------------------------------------- activation maps */
+
+// Bilinear, positions between pixel centres as in torch's align_corners=False.
+function enlarge(map, height, width, tall, wide) {
+  const across = positions(width, wide);
+  const result = new Uint8ClampedArray(tall * wide);
+  positions(height, tall).forEach(([top, bottom, down], y) => {
+    for (let x = 0; x < wide; x++) {
+      const [left, right, share] = across[x];
+      const above = map[top * width + left] * (1 - share) + map[top * width + right] * share;
+      const below = map[bottom * width + left] * (1 - share) + map[bottom * width + right] * share;
+      result[y * wide + x] = above * (1 - down) + below * down;
+    }
+  });
+  return result;
+}
+
+function positions(small, large) {
+  return Array.from({ length: large }, (_, i) => {
+    const at = Math.min(Math.max(((i + 0.5) * small) / large - 0.5, 0), small - 1);
+    const first = Math.floor(at);
+    return [first, Math.min(first + 1, small - 1), at - first];
+  });
+}
+
+// The map's colours where it exceeds the threshold, and a line around that region.
+function paintMap(canvas, values, colours, threshold, opacity) {
+  const { width, height } = canvas;
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(width, height);
+  const limit = 255 * threshold;
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (values[i] < limit) continue;
+      const border = limit > 0 && touchesOutside(values, i, x, y, width, height, limit);
+      const colour = 3 * (border ? 255 : values[i]);
+      picture.data[4 * i] = colours.getUint8(colour);
+      picture.data[4 * i + 1] = colours.getUint8(colour + 1);
+      picture.data[4 * i + 2] = colours.getUint8(colour + 2);
+      picture.data[4 * i + 3] = 255 * (border ? Math.min(1, 1.6 * opacity) : opacity);
+    }
+  }
+  context.putImageData(picture, 0, 0);
+}
+
+function touchesOutside(values, i, x, y, width, height, limit) {
+  return (
+    (x > 0 && values[i - 1] < limit) ||
+    (x < width - 1 && values[i + 1] < limit) ||
+    (y > 0 && values[i - width] < limit) ||
+    (y < height - 1 && values[i + width] < limit)
+  );
+}
+
+/* ---------------------------------------------------------------- evidence that has arrived */
+
+class Kept {
+  constructor() {
+    this.entries = new Map();
+  }
+
+  get(name) {
+    const entry = this.entries.get(name);
+    if (entry) this.put(name, entry); // the most recently used stay longest
+    return entry;
+  }
+
+  has(name) {
+    return this.entries.has(name);
+  }
+
+  put(name, entry) {
+    this.entries.delete(name);
+    this.entries.set(name, entry);
+    if (this.entries.size > KEPT) this.entries.delete(this.entries.keys().next().value);
+  }
+}
+
+async function decode(message, buffers) {
+  const [maps, pictures] = message.map_shape ? [buffers[0], buffers.slice(1)] : [null, buffers];
+  const bitmaps = await Promise.all(pictures.map((bytes) => createImageBitmap(new Blob([bytes], { type: "image/jpeg" }))));
+  return { ...message, bitmaps, enlarged: maps ? enlargeAll(maps, message.map_shape, bitmaps) : null };
+}
+
+function enlargeAll(maps, [height, width], bitmaps) {
+  const bytes = new Uint8Array(maps.buffer, maps.byteOffset, maps.byteLength);
+  return bitmaps.map((bitmap, i) => {
+    const map = bytes.subarray(i * height * width, (i + 1) * height * width);
+    return enlarge(map, height, width, bitmap.height, bitmap.width);
+  });
+}
+
+/* ---------------------------------------------------------------- the view */
+
+class View {
+  constructor(model, el) {
+    this.model = model;
+    this.kept = new Kept();
+    this.asked = null; // the name of the evidence Python is working on
+    this.failed = new Map(); // name -> Python's sentence
+    this.root = this.build();
+    el.append(this.root);
+    this.listen();
+    this.refresh();
+  }
+
+  remove() {
+    this.resized.disconnect();
+    this.root.remove();
+  }
+
+  /* what is where */
+
+  build() {
+    return make(
+      "div",
+      { class: "nb-browser", tabindex: "0", role: "application", "aria-label": "Browser of units" },
+      this.buildBar(),
+      make("div", { class: "nb-body" }, this.buildSide(), this.buildMain()),
+      this.buildHints(),
+    );
+  }
+
+  buildBar() {
+    this.layer = make("select", { "aria-label": "Layer", onchange: () => this.setLayer(this.layer.value) });
+    this.number = make("input", { type: "number", class: "nb-number", min: "0", "aria-label": "Unit number", onchange: () => this.goTo(this.number.valueAsNumber) });
+    this.total = make("span", { class: "nb-muted" });
+    this.slider = make("input", { type: "range", class: "nb-slider", min: "0", step: "1", "aria-label": "Unit", oninput: () => this.goTo(this.slider.valueAsNumber) });
+    const before = make("button", { type: "button", class: "nb-step", "aria-label": "Previous unit", title: "Previous unit", text: "‹", onclick: () => this.move(-1) });
+    const after = make("button", { type: "button", class: "nb-step", "aria-label": "Next unit", title: "Next unit", text: "›", onclick: () => this.move(1) });
+    return make("div", { class: "nb-bar" }, field("Layer", this.layer), field("Unit", this.number, this.total), before, this.slider, after);
+  }
+
+  buildSide() {
+    this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false", oninput: () => this.set({ query: this.query.value }) });
+    this.sort = make("select", { "aria-label": "Order of the list", onchange: () => this.set({ sort: this.sort.value }) });
+    this.method = make("select", { "aria-label": "Method shown in the list", onchange: () => this.set({ method: this.method.value }) });
+    this.methodField = field("Method", this.method);
+    this.found = make("div", { class: "nb-found nb-muted nb-small", "aria-live": "polite" });
+    this.rows = make("div", { class: "nb-rows" });
+    this.list = make("div", { class: "nb-list", role: "listbox", "aria-label": "Units", onscroll: () => this.showRows() }, this.rows);
+    return make("div", { class: "nb-side" }, this.query, make("div", { class: "nb-order" }, field("Sort by", this.sort), this.methodField), this.found, this.list, this.buildPins());
+  }
+
+  buildPins() {
+    this.pinTitle = make("span", { class: "nb-heading" });
+    this.save = make("button", { type: "button", class: "nb-button", text: "Export CSV", title: "Download the pinned units and their descriptions", onclick: () => this.download() });
+    this.pins = make("div", { class: "nb-pins", role: "list", "aria-label": "Pinned units" });
+    return make("div", { class: "nb-pinned" }, make("div", { class: "nb-row" }, this.pinTitle, this.save), this.pins);
+  }
+
+  buildMain() {
+    this.title = make("h3", { class: "nb-title", "aria-live": "polite" });
+    this.pin = make("button", { type: "button", class: "nb-button nb-pin", onclick: () => this.togglePin() });
+    this.descriptions = make("div", { class: "nb-descriptions", role: "list", "aria-label": "Descriptions" });
+    this.message = make("div", { class: "nb-message", role: "status" });
+    this.grid = make("div", { class: "nb-grid", role: "list", "aria-label": "Exemplars" });
+    this.histogramTitle = make("div", { class: "nb-muted nb-small" });
+    this.histogram = make("div", { class: "nb-histogram" });
+    const head = make("div", { class: "nb-row" }, this.title, this.pin);
+    return make("div", { class: "nb-main" }, head, this.descriptions, this.buildControls(), this.message, this.grid, this.histogramTitle, this.histogram);
+  }
+
+  buildControls() {
+    this.count = make("input", { type: "number", class: "nb-number", min: "1", max: "50", "aria-label": "Number of exemplars", onchange: () => this.setCount() });
+    this.showMap = make("input", { type: "checkbox", "aria-label": "Show the activation map", onchange: () => this.set({ show_map: this.showMap.checked }) });
+    this.opacity = this.buildShare("Opacity of the map", "opacity");
+    this.threshold = this.buildShare("Threshold of the map", "threshold");
+    this.opacityText = make("output", { class: "nb-share" });
+    this.thresholdText = make("output", { class: "nb-share nb-wide" });
+    this.mapFields = make(
+      "div",
+      { class: "nb-map" },
+      make("label", { class: "nb-field" }, this.showMap, make("span", { text: "Activation map" })),
+      field("Opacity", this.opacity, this.opacityText),
+      field("Threshold", this.threshold, this.thresholdText),
+    );
+    this.noMap = make("span", { class: "nb-muted", text: "This layer has no activation map." });
+    return make("div", { class: "nb-controls" }, field("Exemplars", this.count), this.mapFields, this.noMap);
+  }
+
+  buildShare(label, trait) {
+    const control = make("input", { type: "range", min: "0", max: "1", step: "0.01", "aria-label": label });
+    control.addEventListener("input", () => this.set({ [trait]: control.valueAsNumber }));
+    return control;
+  }
+
+  buildHints() {
+    const hint = (text, ...names) => make("span", {}, ...names.map(key), ` ${text}`);
+    return make(
+      "div",
+      { class: "nb-hints", "aria-label": "Keyboard" },
+      hint("next", "→", "↓", "j"),
+      hint("previous", "←", "↑", "k"),
+      hint(`${PAGE} further`, "PgUp", "PgDn"),
+      hint("first, last", "Home", "End"),
+      hint("pin", "p"),
+      hint("map", "m"),
+      hint("search", "/"),
+    );
+  }
+
+  /* what changes what */
+
+  listen() {
+    const on = (names, act) => names.forEach((name) => this.model.on(`change:${name}`, act));
+    on(["layers", "layer", "unit_count", "unit", "k"], () => this.refresh());
+    on(["order", "table", "method", "sort", "query"], () => this.refresh());
+    on(["opacity", "threshold", "show_map"], () => this.showMaps());
+    on(["pinned"], () => this.showPins());
+    this.model.on("msg:custom", (message, buffers) => this.receive(message, buffers));
+    this.root.addEventListener("keydown", (event) => this.press(event));
+    this.root.addEventListener("pointerdown", (event) => this.takeFocus(event));
+    this.resized = new ResizeObserver(() => this.showHistogram());
+    this.resized.observe(this.histogram);
+  }
+
+  get(name) {
+    return this.model.get(name);
+  }
+
+  set(values) {
+    for (const [name, value] of Object.entries(values)) this.model.set(name, value);
+    this.model.save_changes();
+  }
+
+  setLayer(layer) {
+    this.set({ layer, unit: 0 });
+  }
+
+  setCount() {
+    const count = Math.min(Math.max(Math.round(this.count.valueAsNumber) || 1, 1), 50);
+    this.count.value = count;
+    this.set({ k: count });
+  }
+
+  goTo(unit) {
+    if (!Number.isFinite(unit)) return this.showBar();
+    this.set({ unit: Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1) });
+    this.showBar();
+  }
+
+  // Along the list as it is sorted and searched; from a unit that is not in it, to its start.
+  move(steps) {
+    const order = this.get("order");
+    if (!order.length) return;
+    const here = order.indexOf(this.get("unit"));
+    const there = here < 0 ? 0 : Math.min(Math.max(here + steps, 0), order.length - 1);
+    this.goTo(order[there]);
+  }
+
+  togglePin(layer = this.get("layer"), unit = this.get("unit")) {
+    const others = this.get("pinned").filter(([l, u]) => l !== layer || u !== unit);
+    this.set({ pinned: others.length < this.get("pinned").length ? others : [...others, [layer, unit]] });
+  }
+
+  download() {
+    const address = URL.createObjectURL(new Blob([this.get("pins_csv")], { type: "text/csv" }));
+    make("a", { href: address, download: "pinned_units.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  /* keys */
+
+  press(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter")) return; // save, run the cell
+    event.stopPropagation(); // a plain key is ours: JupyterLab's command mode would cut, copy or delete the cell
+    const act = this.actionFor(event.key, event.target);
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  actionFor(name, target) {
+    if (target.matches("input[type=search]")) return this.searchAction(name);
+    if (target.matches("select, input[type=number]")) return null;
+    if (target.matches("input[type=range]") && name.startsWith("Arrow")) return null;
+    const pressing = target.matches("button, input[type=checkbox]") && (name === " " || name === "Enter");
+    return pressing ? null : this.browseAction(name);
+  }
+
+  searchAction(name) {
+    const leave = () => this.root.focus({ preventScroll: true });
+    return {
+      ArrowDown: () => this.move(1),
+      ArrowUp: () => this.move(-1),
+      Enter: () => (this.get("order").includes(this.get("unit")) || this.move(0), leave()),
+      Escape: () => ((this.query.value = ""), this.set({ query: "" }), leave()),
+    }[name];
+  }
+
+  browseAction(name) {
+    const all = this.get("order").length;
+    return {
+      ArrowRight: () => this.move(1),
+      ArrowDown: () => this.move(1),
+      j: () => this.move(1),
+      ArrowLeft: () => this.move(-1),
+      ArrowUp: () => this.move(-1),
+      k: () => this.move(-1),
+      PageDown: () => this.move(PAGE),
+      PageUp: () => this.move(-PAGE),
+      Home: () => this.move(-all),
+      End: () => this.move(all),
+      p: () => this.togglePin(),
+      m: () => this.set({ show_map: !this.get("show_map") }),
+      "/": () => this.query.focus(),
+    }[name];
+  }
+
+  // A click anywhere in the browser makes its keys work; JupyterLab would keep the focus on the cell.
+  takeFocus(event) {
+    event.stopPropagation();
+    if (!event.target.closest("input, select, button")) this.root.focus({ preventScroll: true });
+  }
+
+  /* what is shown */
+
+  refresh() {
+    this.showBar();
+    this.showSide();
+    this.showHead();
+    this.showPins();
+    this.showEvidence();
+    this.fetch();
+  }
+
+  showBar() {
+    const [unit, count] = [this.get("unit"), this.get("unit_count")];
+    options(this.layer, this.get("layers"), this.get("layer"));
+    this.number.max = this.slider.max = count - 1;
+    this.number.value = this.slider.value = unit;
+    this.total.textContent = `of ${count}`;
+    this.count.value = this.get("k");
+  }
+
+  showSide() {
+    const methods = Object.keys(this.get("table"));
+    const order = this.get("order");
+    if (this.query !== document.activeElement) this.query.value = this.get("query");
+    options(this.sort, ["unit", "highest score", "lowest score"], this.get("sort"));
+    options(this.method, methods, this.get("method"));
+    this.methodField.hidden = methods.length < 2;
+    this.sort.disabled = methods.length === 0;
+    this.found.textContent = this.get("query") ? `${order.length} of ${this.get("unit_count")} units` : "";
+    this.rows.style.height = `${order.length * ROW_HEIGHT}px`;
+    this.scrollToUnit();
+    this.showRows();
+  }
+
+  scrollToUnit() {
+    const top = this.get("order").indexOf(this.get("unit")) * ROW_HEIGHT;
+    if (top < this.list.scrollTop) this.list.scrollTop = Math.max(top, 0);
+    else if (top + ROW_HEIGHT > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = top + ROW_HEIGHT - this.list.clientHeight;
+  }
+
+  // Only the lines in view exist, so that thousands of units cost no more than twenty.
+  showRows() {
+    const order = this.get("order");
+    const first = Math.max(Math.floor(this.list.scrollTop / ROW_HEIGHT) - 4, 0);
+    const last = Math.min(first + Math.ceil((this.list.clientHeight || 400) / ROW_HEIGHT) + 8, order.length);
+    const [said, scores] = this.get("table")[this.get("method")] ?? [[], []];
+    this.rows.replaceChildren(...order.slice(first, last).map((unit, i) => this.unitRow(unit, first + i, said[unit], scores[unit])));
+  }
+
+  unitRow(unit, place, said, score) {
+    return make(
+      "div",
+      { class: "nb-unit", role: "option", "aria-selected": String(unit === this.get("unit")), style: `top:${place * ROW_HEIGHT}px`, onclick: () => this.goTo(unit) },
+      make("span", { class: "nb-unit-number", text: unit }),
+      make("span", { class: said ? "nb-unit-said" : "nb-unit-said nb-muted", title: said ?? "", text: said ?? "not described" }),
+      make("span", { class: "nb-unit-score", text: said ? readable(score) : "" }),
+    );
+  }
+
+  showHead() {
+    this.title.replaceChildren(make("span", { class: "nb-muted", text: this.get("layer") }), ` unit ${this.get("unit")}`);
+    const rows = Object.entries(this.get("table"))
+      .filter(([, [said]]) => said[this.get("unit")])
+      .map(([method, [said, scores]]) => this.descriptionRow(method, said[this.get("unit")], scores[this.get("unit")]));
+    this.descriptions.replaceChildren(...rows);
+    this.descriptions.hidden = rows.length === 0;
+  }
+
+  descriptionRow(method, said, score) {
+    return make(
+      "div",
+      { class: "nb-description", role: "listitem" },
+      make("span", { class: "nb-method", text: method }),
+      make("span", {}, make("span", { class: "nb-said", text: said }), make("span", { class: "nb-score", title: "Score", text: readable(score) })),
+    );
+  }
+
+  showPins() {
+    const pinned = this.get("pinned");
+    const here = pinned.some(([layer, unit]) => layer === this.get("layer") && unit === this.get("unit"));
+    this.pin.textContent = here ? "★ Pinned" : "☆ Pin";
+    this.pin.setAttribute("aria-pressed", String(here));
+    this.pinTitle.textContent = `Pinned (${pinned.length})`;
+    this.save.disabled = pinned.length === 0;
+    this.pins.replaceChildren(...pinned.map(([layer, unit]) => this.pinChip(layer, unit)));
+  }
+
+  pinChip(layer, unit) {
+    return make(
+      "span",
+      { class: "nb-chip", role: "listitem" },
+      make("button", { type: "button", text: `${layer} · ${unit}`, "aria-label": `Show ${layer} unit ${unit}`, onclick: () => this.set({ layer, unit }) }),
+      make("button", { type: "button", class: "nb-remove", text: "×", "aria-label": `Unpin ${layer} unit ${unit}`, onclick: () => this.togglePin(layer, unit) }),
+    );
+  }
+
+  /* the evidence */
+
+  nameOf(unit) {
+    return JSON.stringify([this.get("layer"), unit, this.get("k")]);
+  }
+
+  showEvidence() {
+    const name = this.nameOf(this.get("unit"));
+    const entry = this.kept.get(name);
+    this.root.toggleAttribute("data-waiting", !entry);
+    this.message.textContent = this.failed.get(name) ?? "";
+    if (!entry || entry === this.shown) return;
+    this.shown = entry;
+    this.message.textContent = this.remark(entry);
+    this.grid.replaceChildren(...entry.images.map((_, i) => this.exemplar(entry, i)));
+    this.showMaps();
+    this.showHistogram();
+    this.root.dataset.layer = entry.layer;
+    this.root.dataset.unit = entry.unit; // what is on screen now
+  }
+
+  remark(entry) {
+    if (!entry.nonfinite) return "";
+    const images = entry.nonfinite === 1 ? "1 image has" : `${entry.nonfinite} images have`;
+    return `${images} a NaN or infinite activation; they are not ranked.`;
+  }
+
+  exemplar(entry, i) {
+    const { width, height } = entry.bitmaps[i];
+    const base = make("canvas", { width, height });
+    base.getContext("2d").drawImage(entry.bitmaps[i], 0, 0);
+    const spoken = `Exemplar ${i + 1}: ${entry.labels[i]} ${entry.ids[i]}, activation ${readable(entry.activations[i])}`;
+    return make(
+      "figure",
+      { class: "nb-exemplar", role: "listitem", "aria-label": spoken, "data-image": entry.images[i], onpointerenter: () => this.point(i, true), onpointerleave: () => this.point(i, false) },
+      make("div", { class: "nb-picture" }, base, make("canvas", { class: "nb-overlay", width, height })),
+      make(
+        "figcaption",
+        {},
+        make("span", { class: "nb-activation", text: readable(entry.activations[i]) }),
+        make("span", { class: "nb-label", title: entry.labels[i], text: entry.labels[i] }),
+        make("span", { class: "nb-id", title: entry.ids[i], text: entry.ids[i] }),
+      ),
+    );
+  }
+
+  // An exemplar and its mark in the histogram light up together.
+  point(i, on) {
+    this.grid.children[i]?.classList.toggle("nb-lit", on);
+    this.histogram.querySelectorAll(".nb-mark")[i]?.classList.toggle("nb-lit", on);
+  }
+
+  showMaps() {
+    const [opacity, threshold, on] = [this.get("opacity"), this.get("threshold"), this.get("show_map")];
+    const entry = this.shown;
+    const spatial = Boolean(entry?.enlarged);
+    this.mapFields.hidden = Boolean(entry) && !spatial;
+    this.noMap.hidden = !entry || spatial;
+    this.showMap.checked = on;
+    this.opacity.value = opacity;
+    this.threshold.value = threshold;
+    this.opacity.disabled = this.threshold.disabled = !on;
+    this.opacityText.textContent = percent(opacity);
+    this.thresholdText.textContent = spatial ? this.thresholdSpoken(entry, threshold) : percent(threshold);
+    this.grid.querySelectorAll(".nb-overlay").forEach((canvas, i) => {
+      canvas.hidden = !on || !spatial;
+      if (on && spatial) paintMap(canvas, entry.enlarged[i], this.get("colours"), threshold, opacity);
+    });
+  }
+
+  thresholdSpoken(entry, threshold) {
+    const [low, high] = entry.map_range;
+    return readable(low + threshold * (high - low));
+  }
+
+  showHistogram() {
+    const entry = this.shown;
+    const width = this.histogram.clientWidth;
+    if (!entry || !width) return;
+    this.histogramTitle.textContent = `Activations on all ${entry.total} images (number of images on a log scale; triangles: the exemplars)`;
+    this.histogram.replaceChildren(drawHistogram(entry, width, (i, on) => this.point(i, on)));
+  }
+
+  /* asking Python: one unit at a time, what is on screen first, then its neighbours in the list */
+
+  fetch() {
+    if (this.asked) return;
+    const unit = this.wanted().find((u) => !this.kept.has(this.nameOf(u)) && !this.failed.has(this.nameOf(u)));
+    if (unit === undefined) return;
+    this.asked = this.nameOf(unit);
+    this.model.send({ kind: "ask", layer: this.get("layer"), unit, k: this.get("k") });
+  }
+
+  wanted() {
+    const order = this.get("order");
+    const here = order.indexOf(this.get("unit"));
+    const near = Array.from({ length: REACH }, (_, i) => [order[here + i + 1], order[here - i - 1]]).flat();
+    return [this.get("unit"), ...(here < 0 ? [order[0]] : near)].filter((unit) => unit !== undefined);
+  }
+
+  async receive(message, buffers) {
+    const name = JSON.stringify([message.layer, message.unit, message.k]);
+    if (message.kind === "failed") this.failed.set(name, message.sentence);
+    else if (!this.kept.has(name)) this.kept.put(name, await decode(message, buffers));
+    if (this.asked === name) this.asked = null;
+    this.showEvidence();
+    this.fetch();
+  }
+}
+
+/* ---------------------------------------------------------------- the histogram */
+
+function drawHistogram(entry, width, point) {
+  const [height, base, left, right] = [96, 66, 4, 4]; // px; the bars stand on `base`
+  const first = entry.edges[0];
+  const span = entry.edges.at(-1) - first || 1;
+  const x = (value) => left + ((value - first) / span) * (width - left - right);
+  const most = Math.log1p(Math.max(...entry.counts, 1));
+  const svg = drawing("svg", { width, height, role: "img", "aria-label": histogramSpoken(entry) });
+  entry.counts.forEach((count, i) => {
+    const tall = (Math.log1p(count) / most) * (base - 2);
+    const bar = drawing("rect", { class: "nb-column", x: x(entry.edges[i]) + 0.5, y: base - tall, width: Math.max(x(entry.edges[i + 1]) - x(entry.edges[i]) - 1, 0.5), height: tall });
+    bar.append(drawing("title", {}, `${count} images from ${readable(entry.edges[i])} to ${readable(entry.edges[i + 1])}`));
+    svg.append(bar);
+  });
+  svg.append(drawing("line", { class: "nb-axis", x1: left, x2: width - right, y1: base + 0.5, y2: base + 0.5 }));
+  entry.activations.forEach((value, i) => svg.append(exemplarMark(x(value), base, i, point)));
+  const tick = (at, anchor, value) => drawing("text", { class: "nb-tick", x: at, y: base + 24, "text-anchor": anchor }, readable(value));
+  svg.append(tick(left, "start", first), tick(width / 2, "middle", first + span / 2), tick(width - right, "end", first + span));
+  return svg;
+}
+
+function exemplarMark(x, base, i, point) {
+  const mark = drawing("path", { class: "nb-mark", d: `M${x} ${base + 1} l${MARK} ${1.6 * MARK} h${-2 * MARK} z` });
+  mark.append(drawing("title", {}, `Exemplar ${i + 1}`));
+  mark.addEventListener("pointerenter", () => point(i, true));
+  mark.addEventListener("pointerleave", () => point(i, false));
+  return mark;
+}
+
+function histogramSpoken(entry) {
+  return `Histogram of ${entry.total - entry.nonfinite} activations from ${readable(entry.edges[0])} to ${readable(entry.edges.at(-1))}`;
+}

@@ -1,0 +1,295 @@
+"""The Python side of the card and the browser: what is shown, in which order, and what is refused."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import traitlets
+from PIL import Image
+from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
+from torchvision.transforms import v2
+
+from neuronbench.probe.images import BadImage, ProbingSet
+from neuronbench.widgets.browser import browse, description_table, listed_units
+from neuronbench.widgets.grid import best_descriptions, card, evidence, fitted, map_bytes, overlaid, readable, seen_box
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*finite on fewer than:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return tiny_recording()
+
+
+@pytest.fixture
+def browser(recording):
+    view = browse(recording, recording.images, "maps", tiny_descriptions())
+    view.sent = []
+    view.send = lambda content, buffers=None: view.sent.append((content, buffers))
+    return view
+
+
+def ask(browser, layer="maps", unit=0, k=10):
+    """What the browser sends when the view asks for a unit."""
+    browser._answer(browser, {"kind": "ask", "layer": layer, "unit": unit, "k": k}, [])
+    return browser.sent[-1]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+# what the network saw
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (300, 300), (64, 200)])
+@pytest.mark.parametrize("resize", [v2.Resize(256), v2.Resize((224, 224)), v2.CenterCrop(64)])
+def test_seen_box_finds_what_resizing_and_cropping_keep(size, resize):
+    cropped = v2.Compose([resize, v2.CenterCrop(min(224, 64 if isinstance(resize, v2.CenterCrop) else 224))])
+    preprocess = v2.Compose([cropped, v2.PILToTensor(), lambda x: (x / 255 - 0.45) / 0.22])
+    left, top, right, bottom = seen_box(preprocess, size)
+    width, height = size
+    if isinstance(resize, v2.CenterCrop):
+        expected = ((width - 64) / 2, (height - 64) / 2, (width + 64) / 2, (height + 64) / 2)
+    elif resize.size == [224, 224]:
+        expected = (0, 0, width, height)
+    else:
+        half = min(size) * 224 / 256 / 2
+        expected = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+    assert np.abs(np.subtract((left, top, right, bottom), expected)).max() <= 2
+
+
+def test_seen_box_is_the_whole_image_where_preprocessing_tells_nothing():
+    assert seen_box(lambda image: np.zeros((3, 8, 8)), (50, 40)) == (0, 0, 50, 40)
+
+
+# the evidence
+
+
+def test_evidence_has_the_largest_activations_in_order(recording):
+    shown = evidence(recording, "maps", 5, k=7)
+    column = recording["maps"].values[:, 5]
+    assert shown.images.tolist() == np.argsort(-column, kind="stable")[:7].tolist()
+    np.testing.assert_array_equal(shown.activations, np.sort(column)[::-1][:7])
+    assert shown.counts.sum() == 60 and shown.nonfinite == 0 and shown.maps.shape == (7, 16, 16)
+
+
+def test_evidence_maps_are_the_activations_of_the_unit(recording):
+    shown = evidence(recording, "maps", 5, k=3)
+    low, high = shown.map_range
+    means = (low + shown.maps.astype(float) / 255 * (high - low)).mean((1, 2))
+    np.testing.assert_allclose(means, shown.activations, atol=(high - low) / 255)
+
+
+def test_nonfinite_activations_are_counted_and_never_ranked(recording):
+    column = recording["maps"].values[:, 1]
+    some = evidence(recording, "maps", 1, k=60)
+    assert some.nonfinite == np.isnan(column).sum() > 0
+    assert not np.isnan(column[some.images]).any() and len(some.images) == 60 - some.nonfinite
+    none = evidence(recording, "maps", 2)
+    assert none.nonfinite == 60 and len(none.images) == 0 and none.counts.sum() == 0
+
+
+def test_a_layer_without_maps_has_evidence_without_maps(recording):
+    assert evidence(recording, "vector", 3).maps is None
+
+
+def test_map_bytes_share_one_scale_and_survive_nan():
+    maps = np.array([[[0.0, 1.0], [np.nan, np.inf]], [[4.0, 2.0], [-np.inf, 0.0]]])
+    scaled, limits = map_bytes(maps)
+    assert limits == (0.0, 4.0) and scaled.tolist() == [[[0, 64], [0, 255]], [[255, 128], [0, 0]]]
+    assert map_bytes(np.full((2, 3, 3), np.nan)) == (None, (0.0, 0.0))
+    assert not map_bytes(np.full((2, 3, 3), 7.0))[0].any()
+
+
+def test_overlaid_changes_only_what_reaches_the_threshold():
+    grey = Image.new("RGB", (40, 40), (90, 90, 90))
+    half = np.repeat([[0, 255]], 2, axis=0).astype(np.uint8)
+    changed = (np.asarray(overlaid(grey, half, threshold=0.5)) != 90).any(-1)
+    assert changed[:, 21:].all() and not changed[:, :19].any()
+    assert np.array_equal(np.asarray(overlaid(grey, half, opacity=0)), np.asarray(grey))
+
+
+def test_wrong_names_and_numbers_are_refused_with_the_nearest(recording):
+    with pytest.raises(KeyError, match="did you mean 'maps'"):
+        card(recording, recording.images, "map", 0)
+    with pytest.raises(IndexError, match="0 to 39; 40 was asked for"):
+        card(recording, recording.images, "maps", 40)
+    with pytest.raises(ValueError, match="these 2 images are not the 60 images"):
+        card(recording, ProbingSet.from_images([Image.new("RGB", (9, 9))] * 2), "maps", 0)
+
+
+def test_numbers_are_readable():
+    assert [readable(x) for x in (0, 0.1234, -12.345, 123.45, 1e-5, 2e6, np.nan)] == ["0.000", "0.123", "-12.35", "123.5", "1.0e-05", "2.0e+06", "–"]
+
+
+# descriptions
+
+
+def test_best_descriptions_keep_one_row_per_unit_and_method():
+    rows = [("a", 0, "low", 0.1, "m"), ("a", 0, "none", np.nan, "m"), ("a", 0, "high", 0.9, "m"), ("a", 0, "other", 0.2, "n"), ("a", 1, None, 0.5, "m")]
+    best = best_descriptions(pd.DataFrame(rows, columns=["layer", "unit", "description", "score", "method"]))
+    assert best["description"].tolist() == ["high", "other"]
+
+
+def test_listed_units_search_all_methods_and_sort_by_one():
+    frame = pd.DataFrame([("a", 0, "Red wheel", 0.1, "m"), ("a", 2, "snow", 0.9, "m"), ("a", 3, "night", np.nan, "m"), ("a", 0, "boat", 5, "n")],
+                         columns=["layer", "unit", "description", "score", "method"])
+    table = description_table(frame, "a", 12)
+    assert listed_units(table, 12, "wheel BOAT") == [0]
+    assert listed_units(table, 12, "1") == [1] and listed_units(table, 12, "zebra") == []
+    assert listed_units(table, 12, sort="highest score", method="m")[:3] == [2, 0, 1]
+    assert listed_units(table, 12, sort="lowest score", method="m")[:2] == [0, 2]
+    json.dumps(table, allow_nan=False)
+
+
+@pytest.mark.parametrize("frame, error, words", [
+    (pd.DataFrame({"layer": ["maps"], "unit": [0]}), ValueError, "missing: description, score, method"),
+    (pd.DataFrame([("maps", 40, "x", 0.1, "m")], columns=["layer", "unit", "description", "score", "method"]), IndexError, "0 to 39; 40"),
+])
+def test_descriptions_that_do_not_fit_are_refused(recording, frame, error, words):
+    with pytest.raises(error, match=words):
+        browse(recording, recording.images, "maps", frame)
+
+
+# the card
+
+
+def test_card_shows_everything_as_plain_text(recording):
+    figure = card(recording, recording.images, "maps", 0, tiny_descriptions())
+    shown = evidence(recording, "maps", 0)
+    written = texts(figure)
+    assert {"maps", "unit 0", "CLIP-Dissect", "INVERT"} <= set(written)
+    assert [readable(a) for a in shown.activations] == [t for t in written if t in {readable(a) for a in shown.activations}]
+    assert all(not text.get_parse_math() for text in figure.texts)
+    assert "$x_1$" in " ".join(written) and "<img" in " ".join(written)
+    assert len(figure.axes) == 11
+
+
+@pytest.mark.parametrize("layer, unit, k", [("maps", 0, 10), ("maps", 1, 3), ("maps", 2, 10), ("vector", 1, 7)])
+def test_nothing_on_the_card_is_clipped_or_overlaps(recording, layer, unit, k):
+    long = pd.DataFrame([(layer, unit, "a very long description of many words " * 6, 0.1, "a method with a long name " * 3)],
+                        columns=["layer", "unit", "description", "score", "method"])
+    figure = card(recording, recording.images, layer, unit, long, k=k)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts if text.get_text()]
+    width, height = figure.bbox.width, figure.bbox.height
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+    assert not any(a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1 for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_pictures_have_one_size():
+    assert [fitted(Image.new("RGB", size)).size for size in [(32, 32), (1000, 500), (3, 900)]] == [(224, 224), (224, 112), (1, 224)]
+
+
+# the browser's state
+
+
+def test_the_browser_starts_on_the_deepest_layer(recording):
+    view = browse(recording, recording.images)
+    assert (view.layer, view.unit, view.unit_count, view.table) == ("vector", 0, 6, {})
+
+
+def test_choosing_a_layer_lists_its_units(browser):
+    browser.unit = 39
+    browser.layer = "vector"
+    assert (browser.unit, browser.unit_count, browser.order, browser.table) == (5, 6, list(range(6)), {})
+
+
+def test_wrong_choices_are_refused(browser):
+    with pytest.raises(KeyError, match="did you mean 'maps'"):
+        browser.layer = "mapz"
+    with pytest.raises(IndexError, match="0 to 39; 40 was asked for"):
+        browser.unit = 40
+    with pytest.raises(traitlets.TraitError):
+        browser.sort = "best"
+    assert (browser.layer, browser.unit) == ("maps", 0)
+
+
+def test_layer_and_unit_can_come_together_from_the_view(browser):
+    browser.set_state({"layer": "vector", "unit": 4})
+    assert (browser.layer, browser.unit, browser.unit_count) == ("vector", 4, 6)
+
+
+def test_searching_and_sorting_change_the_list(browser):
+    browser.query = HOSTILE.split()[0]
+    assert browser.order == [0]
+    browser.query, browser.sort, browser.method = "", "highest score", "INVERT"
+    scores = browser.table["INVERT"][1]
+    assert browser.order[0] == max(range(39), key=lambda unit: scores[unit]) and browser.order[-1] == 39
+
+
+def test_added_descriptions_show_at_once_and_replace_their_own(browser):
+    new = pd.DataFrame({"layer": "maps", "unit": [3, 3], "description": ["old", "sun"], "score": [1.0, 2.0], "method": "MILAN"})
+    browser.add_descriptions(new)
+    assert list(browser.table) == ["CLIP-Dissect", "INVERT", "MILAN"] and browser.table["MILAN"][0][3] == "sun"
+    browser.add_descriptions(new.assign(description="moon"))
+    assert browser.table["MILAN"][0][3] == "moon" and (browser.descriptions["method"] == "MILAN").sum() == 2
+
+
+def test_pins_are_a_frame_and_a_csv_file(browser):
+    assert browser.pins.empty and browser.pins_csv.splitlines() == ["layer,unit,description,similarity,method"]
+    browser.pinned = [["maps", 0], ["vector", 2], ["maps", 39]]
+    assert browser.pins[["layer", "unit", "method"]].values.tolist()[:2] == [["maps", 0, "CLIP-Dissect"], ["maps", 0, "INVERT"]]
+    assert browser.pins["description"].isna().tolist() == [False, False, True, True]
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(browser.pins_csv)).rename(columns={"similarity": "score"}), browser.pins, check_dtype=False)
+
+
+def test_every_trait_of_the_view_explains_itself(browser):
+    own = {name for name in type(browser).class_trait_names(sync=True) if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
+    assert len(own) == 16 and all(type(browser).class_traits()[name].help for name in own)
+
+
+# the messages
+
+
+def test_the_message_about_a_unit_holds_what_the_page_shows(browser, recording):
+    content, buffers = ask(browser, unit=5, k=4)
+    shown = evidence(recording, "maps", 5, k=4)
+    assert content["images"] == shown.images.tolist() and content["activations"] == pytest.approx(shown.activations.tolist())
+    assert content["ids"] == [Drawings.ids[i] for i in shown.images] and content["labels"] == [Drawings.classes[i % 3] for i in shown.images]
+    assert buffers[0] == shown.maps.tobytes() and content["map_shape"] == (16, 16)
+    assert [Image.open(io.BytesIO(part)).size for part in buffers[1:]] == [(224, 224)] * 4
+    json.dumps(content, allow_nan=False)
+
+
+@pytest.mark.parametrize("layer, unit", [("maps", 1), ("maps", 2), ("vector", 0)])
+def test_messages_about_odd_units_are_valid_too(browser, layer, unit):
+    content, buffers = ask(browser, layer, unit)
+    json.dumps(content, allow_nan=False)
+    assert len(buffers) == len(content["images"]) + (content["map_shape"] is not None)
+    assert content["nonfinite"] == {1: 8, 2: 60}.get(unit, 0)
+
+
+def test_an_image_that_can_no_longer_be_read_is_reported_not_hidden(browser, monkeypatch):
+    monkeypatch.setattr(type(browser.images), "__getitem__", lambda self, i: (_ for _ in ()).throw(BadImage("gone.png", "no such file")))
+    with pytest.raises(BadImage):
+        ask(browser, unit=7)
+    content, _ = browser.sent[-1]
+    assert content["kind"] == "failed" and "gone.png" in content["sentence"]
+
+
+# without a kernel
+
+
+def test_the_stored_output_has_a_picture_besides_the_view(browser):
+    browser.unit = 3
+    bundle, _ = browser._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert picture.format == "PNG" and picture.width > 600 and len(bundle["image/png"]) < 200_000
+    assert bundle["text/plain"] == "Browser(layer='maps', unit=3)"
+
+
+def test_a_stored_notebook_shows_the_picture_in_html(browser):
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    bundle, _ = browser._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data=bundle)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("browser", outputs=[output])])
+    html, _ = HTMLExporter().from_notebook_node(notebook)
+    assert bundle["image/png"][:200] in html.replace("\n", "")
