@@ -114,12 +114,10 @@ def _name(kind):
 
 
 def _state(value):
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
-    attributes = getattr(value, "__dict__", {})
-    if hasattr(value, "state_dict"):  # a torch module: its structure as printed, its plain attributes, its weights
-        return repr(value), {k: v for k, v in attributes.items() if not k.startswith("_")}, dict(value.state_dict())
-    return attributes or repr(value)
+    attributes = dict(sorted(getattr(value, "__dict__", {}).items()))
+    if hasattr(value, "state_dict"):  # a torch module may be compiled, with its weights elsewhere
+        return attributes, dict(value.state_dict())
+    return attributes or re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 # %% ../nbs/00_basics.ipynb #92dfceb5
 def _callable_pieces(function, seen):

@@ -77,7 +77,7 @@ def read_image(
 def _refuse_bomb(image):
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        raise Image.DecompressionBombError
 
 
 def _reason(error):
@@ -85,7 +85,7 @@ def _reason(error):
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"too large to unpack safely ({error}; the limit is PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS})"
+        return f"too large to unpack safely: more than PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if "truncated" in str(error):

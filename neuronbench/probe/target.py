@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ..basics import best_device, choose, content_key
 
@@ -152,16 +154,16 @@ def load_checkpoint(
 
 
 def _read_checkpoint(path):
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{str(path)!r} is refused: it is not plain weights and could execute code when opened; save its state_dict() as .safetensors"
         ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {' '.join(str(error).split())}") from error
 
 # %% ../../nbs/probe/02_target.ipynb #aeac56c4
 @contextmanager

@@ -1,0 +1,342 @@
+"""Probing sets: what is read from folders, datasets and lists, and how bad files are reported."""
+
+import io
+import os
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Subset, TensorDataset
+from torchvision.datasets import FakeData, ImageFolder
+
+from neuronbench.probe.images import BadImage, ProbingSet, as_rgb, to_image
+
+
+def picture(seed=0, size=(20, 14)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+def reason(images, index=0):
+    with pytest.raises(BadImage) as raised:
+        images[index]
+    assert raised.value.id == images.ids[index]
+    return raised.value.reason
+
+
+def one_file(folder, name, content):
+    (folder / name).write_bytes(content)
+    return ProbingSet.from_folder(folder)
+
+
+def encoded(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG of a few hundred bytes whose header promises billions of pixels."""
+
+    def part(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
+
+
+# folders
+
+
+def test_class_folders_give_labels_and_sorted_relative_ids(tmp_path):
+    for name in ("dog/b.png", "dog/a.png", "cat/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path / name)
+    images = ProbingSet.from_folder(tmp_path)
+    assert images.ids == ["cat/deep/c.png", "dog/a.png", "dog/b.png"]
+    assert images.classes == ["cat", "dog"] and images.labels.tolist() == [0, 1, 1] and images.labels.dtype == np.int64
+    assert len(images) == 3 and images[0].mode == "RGB"
+
+
+def test_order_and_labels_are_those_of_torchvision(tmp_path):
+    for name in ("b c/1.jpg", "b/2.jpg", "b/10.jpg", "a-1/x.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / name)
+    expected = ImageFolder(tmp_path)
+    images = ProbingSet.from_folder(tmp_path)
+    assert [str(tmp_path / id) for id in images.ids] == [path for path, _ in expected.samples]
+    assert images.classes == expected.classes and images.labels.tolist() == expected.targets
+
+
+def test_flat_folder_has_no_labels_and_leaves_out_other_files(tmp_path):
+    picture().save(tmp_path / "b.webp")
+    picture().save(tmp_path / "a.tiff")
+    (tmp_path / "notes.csv").write_text("a,b")
+    (tmp_path / "._a.jpg").write_bytes(b"what a Mac leaves behind")
+    images = ProbingSet.from_folder(str(tmp_path))
+    assert images.ids == ["a.tiff", "b.webp"] and images.labels is None and images.classes is None
+
+
+def test_empty_folder_says_what_was_expected(tmp_path):
+    with pytest.raises(ValueError, match="no images in .*expected files such as .jpg"):
+        ProbingSet.from_folder(tmp_path)
+
+
+def test_missing_folder_and_file_for_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        ProbingSet.from_folder(tmp_path / "nowhere")
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
+        ProbingSet.from_folder(tmp_path / "a.png")
+
+
+def test_index_beyond_the_end_names_the_range(tmp_path):
+    picture().save(tmp_path / "a.png")
+    images = ProbingSet.from_folder(tmp_path)
+    with pytest.raises(IndexError, match="no image 1: the probing set has 1"):
+        images[1]
+    assert images[-1].size == images[0].size and len(list(images)) == 1
+
+
+# odd files that are images
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    upright, exif = picture(), Image.Exif()
+    exif[0x0112] = 8
+    images = one_file(tmp_path, "a.png", encoded(upright.transpose(Image.Transpose.ROTATE_270), "PNG", exif=exif))
+    assert np.array_equal(images[0], upright)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_does_not_lose_the_image(tmp_path):
+    plain = encoded(picture(), "JPEG")
+    broken = b"Exif\0\0MM\0*" + b"\xff" * 40
+    with_exif = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(broken) + 2) + broken + plain[2:]
+    assert np.array_equal(one_file(tmp_path, "a.jpg", with_exif)[0], Image.open(io.BytesIO(plain)))
+
+
+def test_palette_with_transparency_lies_on_white(tmp_path):
+    indexed = Image.fromarray(np.array([[0, 1, 2]], "uint8")).convert("P")
+    indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    images = one_file(tmp_path, "a.png", encoded(indexed, "PNG", transparency=1))
+    assert np.array(images[0]).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+
+
+def test_alpha_lies_on_white():
+    glass = Image.fromarray(np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], "uint8"))
+    assert np.array(as_rgb(glass)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    grey = Image.fromarray(np.array([[0, 200]], "uint8"))
+    grey.putalpha(Image.fromarray(np.array([[0, 255]], "uint8")))
+    assert np.array(as_rgb(grey)).tolist() == [[[255] * 3, [200] * 3]]
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    images = one_file(tmp_path, "a.jpg", encoded(red, "JPEG", quality=95))
+    assert np.abs(np.array(images[0]).astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, format):
+    wide = Image.fromarray(np.array([[0, 257, 32896, 65535]], "uint16"))
+    images = one_file(tmp_path, f"a.{format.lower()}", encoded(wide, format))
+    assert np.array(images[0])[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_pixels_need_a_known_range(tmp_path):
+    assert np.array(as_rgb(Image.fromarray(np.array([[0, 0.5, 1]], "float32"))))[0, :, 2].tolist() == [0, 128, 255]
+    images = one_file(tmp_path, "a.tiff", encoded(Image.fromarray(np.array([[-3, 700.0]], "float32")), "TIFF"))
+    assert "outside 0..1" in reason(images)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    first = Image.new("RGB", (8, 8), "red")
+    for format in ("GIF", "WEBP"):
+        moving = encoded(first, format, save_all=True, append_images=[ImageOps.invert(first)])
+        (tmp_path / f"a.{format.lower()}").write_bytes(moving)
+    for image in ProbingSet.from_folder(tmp_path):
+        assert np.abs(np.array(image).astype(int) - [255, 0, 0]).max() <= 4
+
+
+def test_black_and_white():
+    assert np.array(as_rgb(Image.fromarray(np.array([[True, False]]))))[0, :, 0].tolist() == [255, 0]
+
+
+# files that are no images
+
+
+def test_zero_bytes(tmp_path):
+    assert reason(one_file(tmp_path, "a.jpg", b"")) == "empty file (0 bytes)"
+
+
+def test_not_an_image(tmp_path):
+    assert reason(one_file(tmp_path, "a.jpg", b"Dear Sir or Madam")) == "not an image in a known format"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated(tmp_path, format, share):
+    whole = encoded(picture(size=(200, 100)), format)
+    assert reason(one_file(tmp_path, f"a.{format.lower()}", whole[: int(len(whole) * share)]))
+
+
+def test_truncated_photograph_says_so(tmp_path):
+    whole = encoded(picture(size=(200, 100)), "JPEG")
+    assert reason(one_file(tmp_path, "a.jpg", whole[:-500])) == "truncated: the file ends before the image does"
+
+
+def test_any_flipped_byte_is_an_image_or_a_bad_image(tmp_path):
+    random, whole = np.random.default_rng(0), np.frombuffer(encoded(picture(), "PNG"), np.uint8)
+    for trial in range(60):
+        damaged = whole.copy()
+        damaged[random.integers(8, len(damaged), 4)] = random.integers(0, 256, 4)
+        images = one_file(tmp_path, "a.png", damaged.tobytes())
+        try:
+            assert images[0].mode == "RGB"
+        except BadImage as bad:
+            assert bad.reason
+
+
+def test_decompression_bomb_is_refused_without_unpacking(tmp_path):
+    assert "too large to unpack safely" in reason(one_file(tmp_path, "a.png", bomb()))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_large_but_below_pillows_error_is_refused_too(tmp_path):
+    assert "too large to unpack safely" in reason(one_file(tmp_path, "a.png", bomb(10_000, 9_500)))
+
+
+def test_postscript_is_never_run(tmp_path):
+    assert reason(one_file(tmp_path, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")) == "not an image in a known format"
+
+
+def test_file_that_vanished(tmp_path):
+    images = one_file(tmp_path, "a.png", encoded(picture(), "PNG"))
+    (tmp_path / "a.png").unlink()
+    assert reason(images) == "no such file or directory" and images.fingerprint
+
+
+# lists and datasets
+
+
+def test_lists_of_pictures_and_arrays():
+    images = ProbingSet.from_images([picture(), np.zeros((4, 5), "uint8"), torch.rand(3, 6, 7), np.ones((2, 2, 3), "float32")])
+    assert [image.size for image in images] == [(20, 14), (5, 4), (7, 6), (2, 2)] and images.labels is None
+    assert np.array(images[3]).tolist() == np.full((2, 2, 3), 255).tolist()
+
+
+def test_labels_as_names_or_numbers():
+    named = ProbingSet.from_images([picture()] * 3, ["dog", "cat", "dog"])
+    assert named.classes == ["cat", "dog"] and named.labels.tolist() == [1, 0, 1]
+    assert ProbingSet.from_images([picture()] * 2, np.array([4, 2])).labels.tolist() == [4, 2]
+    with pytest.raises(ValueError, match="2 labels for 3 images"):
+        ProbingSet.from_images([picture()] * 3, [0, 1])
+    with pytest.raises(TypeError, match="all whole numbers or all class names"):
+        ProbingSet.from_images([picture()] * 2, ["cat", 1])
+
+
+def test_empty_list_and_dataset():
+    for empty in (ProbingSet.from_images, ProbingSet.from_dataset):
+        with pytest.raises(ValueError, match="expected"):
+            empty([])
+
+
+@pytest.mark.parametrize("value", [np.full((4, 4, 3), -1.5), np.zeros((4, 4, 7)), np.full((2, 2), 300), torch.full((3, 4, 4), torch.nan)])
+def test_arrays_that_are_no_images(value):
+    with pytest.raises(ValueError):
+        to_image(value)
+    assert reason(ProbingSet.from_images([value]))
+
+
+def test_pairs_with_labels():
+    data = FakeData(5, (3, 8, 8), num_classes=3)
+    images = ProbingSet.from_dataset(data)
+    assert images.labels.tolist() == [int(data[i][1]) for i in range(5)] and np.array_equal(images[2], data[2][0])
+
+
+def test_subset_and_image_folder(tmp_path):
+    for number, name in enumerate(("a/1.png", "b/2.png", "b/3.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(number).save(tmp_path / name)
+    whole = ProbingSet.from_dataset(ImageFolder(tmp_path))
+    part = ProbingSet.from_dataset(Subset(ImageFolder(tmp_path), [2, 0]))
+    assert whole.classes == ["a", "b"] and part.labels.tolist() == [1, 0] and part.fingerprint != whole.fingerprint
+    assert np.array_equal(part[1], whole[0])
+
+
+def test_hugging_face_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"]), "photo": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"label": [1, 0], "photo": [picture(1), picture(2)]}, features=features)
+    images = ProbingSet.from_dataset(rows)
+    assert images.classes == ["cat", "dog"] and images.labels.tolist() == [1, 0] and np.array_equal(images[1], picture(2))
+    assert ProbingSet.from_dataset(rows.select([0])).fingerprint != images.fingerprint
+
+
+def test_dataset_is_taken_at_its_word():
+    class Known(list):
+        ids, labels, classes, fingerprint = ["x", "y"], [1, 0], ["a", "b"], "mine"
+
+    images = ProbingSet.from_dataset(Known([picture(1), picture(2)]))
+    assert images.ids == ["x", "y"] and images.labels.tolist() == [1, 0] and images.classes == ["a", "b"]
+    assert images.fingerprint == ProbingSet.from_dataset(Known([picture(3), picture(4)])).fingerprint
+
+
+def test_dataset_that_fails_on_one_row():
+    class Broken:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise RuntimeError("shard is gone")
+            return {"note": "text", "image": picture()}
+
+    images = ProbingSet.from_dataset(Broken())
+    assert images[0].mode == "RGB" and reason(images, 1) == "shard is gone" and images.labels is None and images.fingerprint
+
+
+def test_tensor_dataset():
+    images = ProbingSet.from_dataset(TensorDataset(torch.rand(3, 3, 4, 4), torch.tensor([2, 0, 1])))
+    assert images[0].size == (4, 4) and images.labels.tolist() == [2, 0, 1]
+
+
+# the fingerprint
+
+
+def test_fingerprint_follows_content_and_order_not_place_or_time(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        picture(1).save(tmp_path / folder / "a.png")
+    here, there = ProbingSet.from_folder(tmp_path / "here"), ProbingSet.from_folder(tmp_path / "there")
+    assert here.fingerprint == there.fingerprint
+    before, size = here.fingerprint, (tmp_path / "here/a.png").stat().st_size
+    changed = bytearray((tmp_path / "here/a.png").read_bytes())
+    changed[-20] ^= 1
+    (tmp_path / "here/a.png").write_bytes(changed)
+    assert here.fingerprint != before and (tmp_path / "here/a.png").stat().st_size == size
+    one, two = picture(1), picture(2)
+    assert ProbingSet.from_images([one, two]).fingerprint != ProbingSet.from_images([two, one]).fingerprint
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    picture().save(tmp_path / name, "PNG")
+    images = ProbingSet.from_folder(tmp_path)
+    assert images.ids == [name] and images.fingerprint and images[0].mode == "RGB"
+
+
+def test_many_threads_share_pictures_that_are_not_read_yet():
+    content = encoded(picture(size=(64, 64)), "PNG")
+    images = ProbingSet.from_images([Image.open(io.BytesIO(content))] * 8)
+    seen = []
+    threads = [threading.Thread(target=lambda index=index: seen.append(np.array(images[index]))) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8 and all(np.array_equal(image, picture(size=(64, 64))) for image in seen)
