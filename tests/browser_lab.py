@@ -143,13 +143,16 @@ class Chromium:
 
 
 def run_all(page, seconds=120):
-    """Run every cell through the menu, as a person would, and wait for the last."""
+    """Run every cell through the menu, as a person would, and wait for the last. Errors: RuntimeError with a cell's own."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(
         "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))",
         timeout=1000 * seconds,
     )
+    failed = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_text_contents()
+    if failed:
+        raise RuntimeError("\n".join(failed))
 
 
 def kernel_says(page, code, seconds=60):
@@ -161,7 +164,7 @@ def kernel_says(page, code, seconds=60):
 
 
 KERNEL_SAYS = """async ([code, limit]) => {
-  const future = jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
+  const future = jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code, store_history: false });
   let said = '', error = null;
   future.onIOPub = ({ content, header }) => {
     if (header.msg_type === 'stream') said += content.text;

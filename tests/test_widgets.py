@@ -123,7 +123,7 @@ def test_wrong_names_and_numbers_are_refused_with_the_nearest(recording):
 
 
 def test_numbers_are_readable():
-    assert [readable(x) for x in (0, 0.1234, -12.345, 123.45, 1e-5, 2e6, np.nan)] == ["0.000", "0.123", "-12.35", "123.5", "1.0e-05", "2.0e+06", "–"]
+    assert [readable(x) for x in (0, 0.1234, -12.345, 123.45, 1e-5, 2e6, np.nan)] == ["0.000", "0.123", "-12.35", "123.5", "1.0e-5", "2.0e+6", "–"]
 
 
 # descriptions

@@ -266,8 +266,9 @@ class View {
 
   listen() {
     const on = (names, act) => names.forEach((name) => this.model.on(`change:${name}`, act));
-    on(["layers", "layer", "unit_count", "unit", "k"], () => this.refresh());
-    on(["order", "table", "method", "sort", "query"], () => this.refresh());
+    on(["layers", "layer", "unit_count", "unit", "k", "order", "table", "method", "sort", "query"], () => this.refresh());
+    on(["layer", "unit", "k"], () => this.scrollToUnit());
+    on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
     on(["opacity", "threshold", "show_map"], () => this.showMaps());
     on(["pinned"], () => this.showPins());
     this.model.on("msg:custom", (message, buffers) => this.receive(message, buffers));
@@ -406,7 +407,6 @@ class View {
     this.sort.disabled = methods.length === 0;
     this.found.textContent = this.get("query") ? `${order.length} of ${this.get("unit_count")} units` : "";
     this.rows.style.height = `${order.length * ROW_HEIGHT}px`;
-    this.scrollToUnit();
     this.showRows();
   }
 

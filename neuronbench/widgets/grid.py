@@ -139,14 +139,14 @@ def descriptions_of(descriptions, layer, unit):
         return pd.DataFrame(columns=["layer", "unit", "description", "score", "method"])
     return best_descriptions(descriptions[(descriptions["layer"] == layer) & (descriptions["unit"] == unit)])
 
-# %% ../../nbs/widgets/01_grid.ipynb #6dbb74bb
+# %% ../../nbs/widgets/01_grid.ipynb #7e4d8029
 def readable(value: float) -> str:
-    """A number with about three significant digits, e.g. '0.538', '12.40', '1.7e-04'; '–' for NaN."""
+    """A number with about three significant digits, e.g. '0.538', '12.40', '1.7e-4'; '–' for NaN."""
     size = abs(value)
     if not np.isfinite(value):
         return "–"
     if size >= 1e5 or 0 < size < 1e-3:
-        return f"{value:.1e}"
+        return np.format_float_scientific(value, precision=1, unique=False, exp_digits=1)
     return f"{value:.{1 if size >= 100 else 2 if size >= 1 else 3}f}"
 
 # %% ../../nbs/widgets/01_grid.ipynb #dd97c41e
