@@ -9,6 +9,7 @@ __all__ = ['BadImage', 'as_rgb', 'read_image', 'to_image', 'ProbingSet']
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -174,25 +175,29 @@ def _dataset_labels(dataset):
     """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; None where there are none."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
         labels, classes = _dataset_labels(dataset.dataset)
-        return (lambda: np.asarray(_called(labels))[list(dataset.indices)]) if labels is not None else None, classes
+        return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
     if isinstance(getattr(dataset, "features", None), dict):  # Hugging Face
         return _hugging_face_labels(dataset)
     known = getattr(dataset, "labels", getattr(dataset, "targets", None))
     if known is not None:
         return np.asarray(known, dtype=np.int64), getattr(dataset, "classes", None)
     if len(dataset) and isinstance(row := dataset[0], (tuple, list)) and np.ndim(row[1]) == 0:
-        return lambda: [dataset[index][1] for index in range(len(dataset))], getattr(dataset, "classes", None)
+        return partial(_labels_of_rows, dataset), getattr(dataset, "classes", None)
     return None, None
 
 
-def _called(labels):
-    return labels() if callable(labels) else labels
+def _chosen_labels(labels, indices):
+    return np.asarray(labels() if callable(labels) else labels)[indices]
+
+
+def _labels_of_rows(dataset):
+    return [dataset[index][1] for index in range(len(dataset))]
 
 
 def _hugging_face_labels(dataset):
     for name, feature in dataset.features.items():
         if hasattr(feature, "names"):
-            return lambda: dataset[name][:], feature.names
+            return np.asarray(dataset[name][:], dtype=np.int64), feature.names
     return None, None
 
 # %% ../../nbs/probe/01_images.ipynb #d9c7c99c
@@ -237,6 +242,22 @@ def _label_numbers(labels, count):
     if all(isinstance(label, (int, np.integer)) for label in labels):
         return np.asarray(labels, dtype=np.int64), None
     raise TypeError("labels must be all whole numbers or all class names")
+
+# %% ../../nbs/probe/01_images.ipynb #41534e99
+_one_reader = Lock()  # a PIL image that was opened but not yet read must not be read by two threads
+
+
+def _load_file(paths, ids, index):
+    return read_image(paths[index], ids[index])
+
+
+def _load_row(dataset, index):
+    return _picture(dataset[index])
+
+
+def _load_picture(images, index):
+    with _one_reader:
+        return to_image(images[index])
 
 # %% ../../nbs/probe/01_images.ipynb #b22d9812
 class ProbingSet:
@@ -299,7 +320,7 @@ class ProbingSet:
         folder = Path(path)
         ids = _image_files(folder)
         paths = [folder / id for id in ids]
-        return cls(lambda index: read_image(paths[index], ids[index]), ids, lambda: _files_key(paths, ids), *_folder_labels(ids))
+        return cls(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids), *_folder_labels(ids))
 
     @classmethod
     def from_dataset(
@@ -314,9 +335,7 @@ class ProbingSet:
         if not len(dataset):
             raise ValueError("the dataset is empty: expected at least one image")
         ids = getattr(dataset, "ids", None) or _dataset_paths(dataset) or range(len(dataset))
-        return cls(
-            lambda index: _picture(dataset[index]), ids, lambda: _dataset_fingerprint(dataset), *_dataset_labels(dataset)
-        )
+        return cls(partial(_load_row, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
 
     @classmethod
     def from_images(
@@ -325,12 +344,8 @@ class ProbingSet:
         labels=None,  # a whole number or a class name for each, or None
     ):
         """A list of images already in memory. Errors: ValueError for an empty list or a wrong number of labels."""
-        images, lock = list(images), Lock()
+        images = list(images)
         if not images:
             raise ValueError("no images: expected a list of at least one")
-
-        def load(index):
-            with lock:
-                return to_image(images[index])
-
-        return cls(load, range(len(images)), lambda: content_key(images), *_label_numbers(labels, len(images)))
+        numbers, classes = _label_numbers(labels, len(images))
+        return cls(partial(_load_picture, images), range(len(images)), partial(content_key, images), numbers, classes)

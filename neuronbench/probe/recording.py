@@ -8,13 +8,13 @@ __all__ = ['StoreError', 'Recording', 'record']
 # %% ../../nbs/probe/03_recording.ipynb #4bbf5bca
 import json
 import os
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-import warnings
 
 import datasketches
 import numpy as np
@@ -24,6 +24,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 from tqdm.auto import tqdm
+from zarr.errors import BaseZarrError
 
 from ..basics import choose, content_key
 from .images import BadImage, ProbingSet
@@ -215,46 +216,37 @@ class StoreError(OSError):
 
 @contextmanager
 def _storing(store):
-    """Turns an error of the disk into one sentence."""
+    """Turns what the disk or zarr has to say into one sentence."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).lower()
         raise StoreError(
             f"cannot write to the store {str(store)!r}: {reason}; finished chunks are kept, and the same call continues from them"
         ) from error
+    except (BaseZarrError, json.JSONDecodeError) as error:
+        raise StoreError(f"{str(store)!r} is not a store that zarr can read: {error}") from error
+
+
+def _stored(store, key):
+    """The group of a complete recording, or None. It needs no right to write."""
+    if store is None or not Path(store, key, "zarr.json").is_file():
+        return None
+    with _storing(store):
+        group = zarr.open_group(Path(store), path=key, mode="r+")
+        return group if "finished" in group and all(group["finished"][:]) else None
 
 
 def _open(store, key, plan, layers):
-    """The zarr group of one recording, made if missing; in memory when `store` is None."""
-    if store is not None and Path(store).is_dir() and any(Path(store).iterdir()) and not Path(store, "zarr.json").exists():
-        raise StoreError(f"{str(store)!r} is a folder but not a store: expected a new name or an existing .zarr folder")
-    root = zarr.open_group(zarr.storage.MemoryStore() if store is None else Path(store), mode="a")
-    if key in root:
-        return root[key]
-    about = {"format": _FORMAT, "layers": list(layers), "images": plan.count, "chunk": plan.chunk, "positions": plan.positions}
-    return root.create_group(key, attributes={**about, "pool": list(plan.pool), "autocast": plan.autocast})
-
-# %% ../../nbs/probe/03_recording.ipynb #bf6719aa
-def _write(group, plan, chunk):
-    """Store one chunk; its entry in `finished` comes last."""
-    for layer, kept in chunk.layers.items():
-        units, width = kept["sketches"].shape
-        for pool, values in kept["pooled"].items():
-            array = _array(group, f"pooled/{layer}/{pool}", (plan.count, units), (plan.chunk, units), "float32", np.nan)
-            _refuse_change(layer, [array.shape[1], units])
-            block = np.full((len(plan.indices(chunk.number)), units), np.nan, "float32")
-            block[chunk.rows - chunk.number * plan.chunk] = values
-            array[plan.indices(chunk.number).start : plan.indices(chunk.number).stop] = block
-        sketches = _array(group, f"sketch/{layer}", (plan.chunks, units, width), (1, min(units, 256), width), "uint8", 0)
-        sketches[chunk.number] = kept["sketches"]
-        _array(group, f"nonfinite/{layer}", (plan.chunks, units), (1, units), "int64", 0)[chunk.number] = kept["nonfinite"]
-    _finished(group, plan)[chunk.number] = json.dumps(chunk.bad)
-
-
-def _finished(group, plan):
-    """(chunks,) text: empty, or the JSON list of the bad images of a finished chunk."""
-    return _array(group, "finished", (plan.chunks,), (1,), str, "")
+    """The group of a recording, made if missing, and the plan it was begun with."""
+    with _storing(store):
+        root = zarr.open_group(zarr.storage.MemoryStore() if store is None else Path(store), mode="a")
+        if key not in root:
+            root.create_group(key, attributes={"format": _FORMAT, "layers": list(layers), **asdict(plan)})
+        group = root[key]
+        plan = replace(plan, chunk=group.attrs["chunk"], positions=group.attrs["positions"])
+        _array(group, "finished", (plan.chunks,), (1,), str, "")
+    return group, plan
 
 
 def _array(group, name, shape, chunks, dtype, fill_value):
@@ -262,6 +254,29 @@ def _array(group, name, shape, chunks, dtype, fill_value):
     if name in group:
         return group[name]
     return group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill_value)
+
+# %% ../../nbs/probe/03_recording.ipynb #54b25ad2
+def _write(group, plan, chunk):
+    """Store one chunk; its entry in `finished`, the JSON list of its bad images, comes last."""
+    for layer, kept in chunk.layers.items():
+        units, width = kept["sketches"].shape
+        for pool, values in kept["pooled"].items():
+            _write_rows(group, f"pooled/{layer}/{pool}", plan, chunk, values)
+        sketches = _array(group, f"sketch/{layer}", (plan.chunks, units, width), (1, min(units, 256), width), "uint8", 0)
+        sketches[chunk.number] = kept["sketches"]
+        nonfinite = _array(group, f"nonfinite/{layer}", (plan.chunks, units), (1, units), "int64", 0)
+        nonfinite[chunk.number] = kept["nonfinite"]
+    group["finished"][chunk.number] = json.dumps(chunk.bad)
+
+
+def _write_rows(group, name, plan, chunk, values):
+    """The rows of one chunk in an array (images, U); the network must have as many units as before."""
+    indices, units = plan.indices(chunk.number), values.shape[1]
+    array = _array(group, name, (plan.count, units), (plan.chunk, units), "float32", np.nan)
+    _refuse_change(name.split("/")[1], [array.shape[1], units])
+    rows = np.full((len(indices), units), np.nan, "float32")
+    rows[chunk.rows - indices.start] = values
+    array[indices.start : indices.stop] = rows
 
 # %% ../../nbs/probe/03_recording.ipynb #840a8e33
 class Recording:
@@ -288,7 +303,7 @@ class Recording:
         choose(layer, self.layers, "layer")
         choose(pool, self.group.attrs["pool"], "recorded pooling")
         if (layer, pool) not in self._loaded:
-            rows = np.setdiff1d(np.arange(self.group.attrs["images"]), self._bad["index"])
+            rows = np.setdiff1d(np.arange(self.group.attrs["count"]), self._bad["index"])
             values = self.group[f"pooled/{layer}/{pool}"][:][rows]
             coords = {"image": rows, "unit": np.arange(values.shape[1])}
             self._loaded[layer, pool] = xr.DataArray(values, coords, ("image", "unit"), name=f"{layer} ({pool})")
@@ -346,7 +361,7 @@ class Recording:
     def __repr__(self):
         units = ", ".join(f"{layer} ({self.group[f'nonfinite/{layer}'].shape[1]} units)" for layer in self.layers)
         bad = f", {len(self._bad)} bad" if len(self._bad) else ""
-        return f"Recording of {self.group.attrs['images']} images{bad}: {units}"
+        return f"Recording of {self.group.attrs['count']} images{bad}: {units}"
 
 # %% ../../nbs/probe/03_recording.ipynb #cf2c4f27
 def _checked_unit(values, layer, unit):
@@ -386,34 +401,37 @@ def record(
     StoreError (an OSError) for a store that cannot be written.
     """
     choose(on_bad_image, ("skip", "raise"), "on_bad_image")
-    pool = (pool,) if isinstance(pool, str) else tuple(pool)
-    plan = _new_plan(len(images), batch_size, [choose(name, ("mean", "max"), "pooling") for name in pool], autocast)
-    key = content_key(_FORMAT, target.fingerprint, images.fingerprint, plan.pool, autocast)
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    with _storing(store):
-        group = _open(store, key, plan, target.layers)
-        plan = _Plan(plan.count, group.attrs["chunk"], group.attrs["positions"], plan.pool, autocast)
-        missing = _missing(group, plan)
-    if missing:
+    pool = tuple(choose(name, ("mean", "max"), "pooling") for name in ([pool] if isinstance(pool, str) else pool))
+    plan = _new_plan(len(images), batch_size, pool, autocast)
+    key = content_key(_FORMAT, target.fingerprint, images.fingerprint, pool, autocast)
+    group = _stored(store, key)
+    if group is None:
+        settings = batch_size, min(8, os.cpu_count() or 1) if workers is None else workers, on_bad_image
         with _locked(store, key):
-            settings = (batch_size, workers, on_bad_image)
-            _complete(group, target, images, plan, settings, store, executor, progress)
-    return Recording(group, target, images, key)
+            group, plan = _open(store, key, plan, target.layers)
+            _complete(group, store, target, images, plan, settings, executor, progress)
+    return _checked(Recording(group, target, images, key), on_bad_image)
 
-# %% ../../nbs/probe/03_recording.ipynb #fa4fe04d
-def _complete(group, target, images, plan, settings, store, executor, progress):
-    """Compute and store the chunks that are missing; another process may just have stored some."""
-    missing = _missing(group, plan)
+
+def _checked(recording, on_bad_image):
+    """The recording, unless what is bad in it must be raised."""
+    bad = recording._bad
+    if len(bad) and on_bad_image == "raise":
+        raise BadImage(bad["id"][0], bad["reason"][0])
+    if len(bad) == len(recording.images):
+        raise ValueError(f"none of the {len(bad)} images can be read; the first: {bad['id'][0]!r}, {bad['reason'][0]}")
+    return recording
+
+# %% ../../nbs/probe/03_recording.ipynb #91d18a71
+def _complete(group, store, target, images, plan, settings, executor, progress):
+    """Compute and store the chunks that are missing."""
+    missing = [number for number, text in enumerate(group["finished"][:]) if not text]
     done = plan.count - sum(len(plan.indices(number)) for number in missing)
     with tqdm(total=plan.count, initial=done, unit="image", disable=not progress) as bar:
         for chunk in _chunks(target, images, plan, missing, *settings, executor):
             with _storing(store):
                 _write(group, plan, chunk)
             bar.update(len(plan.indices(chunk.number)))
-
-
-def _missing(group, plan):
-    return [number for number, text in enumerate(_finished(group, plan)[:]) if not text]
 
 
 def _chunks(target, images, plan, missing, batch_size, workers, on_bad_image, executor):
@@ -436,7 +454,9 @@ def _locked(store, key):
     """One process at a time for each recording; the system frees the lock of a process that dies."""
     if store is None:
         return nullcontext()
-    folder = Path(f"{store}.locks")
+    path, folder = Path(store), Path(f"{store}.locks")
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists()):
+        raise StoreError(f"{str(store)!r} is there already and is no store: expected a new name or an existing store")
     with _storing(store):
         folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / key)
