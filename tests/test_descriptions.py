@@ -1,0 +1,171 @@
+"""Descriptions as tables and CSV files, choices of units, concept sets, and kept steps."""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import neuronbench as nb
+from neuronbench.describe.concepts import common_words, concept_set
+from neuronbench.describe.descriptions import COLUMNS, chosen_units, describe_frame, finite_units, kept, read_descriptions, write_descriptions
+
+
+class Recorded(dict):
+    """What `chosen_units` needs of a recording."""
+
+    @property
+    def layers(self):
+        return tuple(self)
+
+
+recording = Recorded({layer: xarray.DataArray(np.zeros((3, units)), dims=("image", "unit")) for layer, units in (("conv1", 4), ("layer3", 64))})
+
+
+def test_frame_has_the_columns_of_the_design():
+    frame = describe_frame("conv1", np.array([3, 1]), ["red", None], [0.5, math.nan], "CLIP-Dissect")
+    assert list(frame.columns) == COLUMNS == ["layer", "unit", "description", "score", "method"]
+    assert frame.unit.dtype == np.int64 and frame.score.dtype == np.float64
+    assert frame.description.isna().tolist() == [False, True]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), min_size=1).filter(lambda text: text == text.strip() and text)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | texts | st.sampled_from(["null", "nan", "NA", "a,b", '"', "=1+1"]),
+                          st.none() | st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=8))
+def test_file_and_back(tmp_path_factory, rows):
+    units, words, scores = zip(*rows)
+    frame = describe_frame("layer1.0", units, words, [math.nan if score is None else score for score in scores], "INVERT")
+    path = tmp_path_factory.mktemp("csv") / "invert.csv"
+    write_descriptions(frame, path)
+    pd.testing.assert_frame_equal(read_descriptions(path, method="INVERT"), frame)
+
+
+def test_file_has_the_published_columns_and_no_leftovers(tmp_path):
+    nb.write_descriptions(describe_frame("conv1", [0], ["red"], [0.25], "CLIP-Dissect"), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "layer,unit,description,similarity\nconv1,0,red,0.25\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_writing_needs_the_columns(tmp_path):
+    with pytest.raises(ValueError, match="missing: description, score"):
+        write_descriptions(pd.DataFrame({"layer": ["a"], "unit": [1]}), tmp_path / "out.csv")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text, options, expected", [
+    ("layer,unit,description,similarity\nconv1,0,red,0.25616455\n", {}, ("conv1", 0, "red", 0.25616455, "file")),
+    ("layer,unit,description\nlayer1,3, label\n", {}, ("layer1", 3, "label", math.nan, "file")),
+    ("layer,unit,summary\nlayer3,226,a person\n", {"method": "human"}, ("layer3", 226, "a person", math.nan, "human")),
+    ("Neuron ID,Label 1,Label 2\n7,red things, \n", {"layer": "layer4"}, ("layer4", 7, "red things", math.nan, "file")),
+    ("Neuron ID,label\n7,red things\n", {"layer": "fc"}, ("fc", 7, "red things", math.nan, "file")),
+    ("unit,category,label,score,color-label\n1,part,body,0.042,grey-c\n", {"layer": "layer4"}, ("layer4", 1, "body", 0.042, "file")),
+])
+def test_published_forms(tmp_path, text, options, expected):
+    (tmp_path / "file.csv").write_text(text)
+    [row] = nb.read_descriptions(tmp_path / "file.csv", **options).itertuples(index=False)
+    assert tuple(row)[:3] == expected[:3] and row.method == expected[4]
+    assert row.score == expected[3] or math.isnan(row.score) and math.isnan(expected[3])
+
+
+def test_unknown_columns_are_listed_beside_those_expected(tmp_path):
+    (tmp_path / "file.csv").write_text("neuron,text\n1,red\n")
+    with pytest.raises(ValueError, match="columns neuron, text; expected layer, unit, description.*not found: layer, unit, description"):
+        read_descriptions(tmp_path / "file.csv")
+    (tmp_path / "file.csv").write_text("Neuron ID,label\n1,red\n")
+    with pytest.raises(ValueError, match="not found: layer; give layer="):
+        read_descriptions(tmp_path / "file.csv")
+
+
+def test_chosen_units():
+    assert {layer: units.tolist() for layer, units in chosen_units(recording, {"conv1": [3, 0, 3]}).items()} == {"conv1": [3, 0]}
+    assert {layer: len(units) for layer, units in chosen_units(recording).items()} == {"conv1": 4, "layer3": 64}
+    assert list(chosen_units(recording, {"layer3": range(2), "conv1": np.array([1])})) == ["layer3", "conv1"]
+
+
+@pytest.mark.parametrize("units, kind, message", [
+    ({"layer5": [0]}, KeyError, "no layer 'layer5'; did you mean 'layer3'"),
+    ({"conv1": range(6)}, ValueError, "'conv1' has 4 units, numbered 0 to 3; there is no unit 4, 5"),
+    ({"conv1": range(100)}, ValueError, "and 91 more"),
+    ({"conv1": [-1]}, ValueError, "no unit -1"),
+    ({"conv1": ["0"]}, TypeError, "whole numbers, not '0'"),
+    ({"conv1": [True]}, TypeError, "whole numbers, not True"),
+    ({"conv1": [0.0]}, TypeError, "whole numbers, not 0.0"),
+    ([0, 1], TypeError, "by layer"),
+])
+def test_wrong_units(units, kind, message):
+    with pytest.raises(kind, match=message):
+        chosen_units(recording, units)
+
+
+def test_units_that_are_not_finite_are_named_by_number():
+    values = xarray.DataArray([[0.0, np.nan, -np.inf]], {"unit": [7, 8, 9]}, ("image", "unit"))
+    with pytest.warns(UserWarning, match="2 units of layer 'conv1'.*8, 9"):
+        assert finite_units(values, "conv1").tolist() == [True, False, False]
+
+
+def test_a_step_is_kept_only_when_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        kept("step", "key", lambda: {"a": np.array(1 / 0)})
+    first = kept("step", "key", lambda: {"a": np.arange(3)})
+    second = kept("step", "key", lambda: pytest.fail("computed again"))
+    assert first["a"].tolist() == second["a"].tolist() == [0, 1, 2]
+    assert [file.name for file in (tmp_path / "step").iterdir()] == ["key.npz"]
+
+
+def test_common_words():
+    words = nb.concept_set(3000)
+    assert len(words) == len(set(words)) == 3000 and words[:2] == ["the", "to"]
+    assert all(word.isalpha() and word.isascii() for word in words)
+    assert words == common_words(10_000)[:3000]
+
+
+@pytest.mark.parametrize("count", [0, -5, 10**7])
+def test_impossible_counts(count):
+    with pytest.raises(ValueError, match="expected 1 to"):
+        concept_set(count)
+
+
+def test_concepts_from_a_file(tmp_path):
+    path = tmp_path / "concepts.txt"
+    path.write_bytes("\ufeffred\r\n  striped   cloth \n\n caf\u00e9\n".encode())
+    assert concept_set(path) == concept_set(str(path)) == ["red", "striped cloth", "caf\u00e9"]
+    with pytest.raises(FileNotFoundError, match="no file 'red'"):
+        concept_set("red")
+
+
+def test_repeated_concepts_are_dropped_and_counted():
+    with pytest.warns(UserWarning, match="2 repeated concepts were dropped from the list"):
+        assert concept_set(["red", "boat", " red", "boat "]) == ["red", "boat"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert concept_set(("red", "", "Red")) == ["red", "Red"]
+
+
+@pytest.mark.parametrize("source", [[], ["", "  "]])
+def test_empty_concept_set(source, tmp_path):
+    with pytest.raises(ValueError, match="empty concept set"):
+        concept_set(source)
+    Path(tmp_path / "empty.txt").write_text("\n".join(source))
+    with pytest.raises(ValueError, match="empty concept set: the file"):
+        concept_set(tmp_path / "empty.txt")
+
+
+@pytest.mark.parametrize("entry", [3, None, b"red", ["red"], math.nan])
+def test_entries_that_are_not_text_are_named(entry):
+    with pytest.raises(TypeError, match=r"entry 1 of the list is .*\(" + type(entry).__name__):
+        concept_set(["red", entry])
+
+
+@pytest.mark.parametrize("source", [True, None])
+def test_things_that_are_no_concept_set(source):
+    with pytest.raises(TypeError, match="a concept set is"):
+        concept_set(source)
