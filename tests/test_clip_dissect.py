@@ -1,0 +1,259 @@
+"""CLIP-Dissect end to end on small networks made here: what it computes, keeps, traces and refuses."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import neuronbench as nb
+from neuronbench.describe import clip_dissect
+from neuronbench.describe.clip_dissect import CLIPDissect, best_concepts, top_images
+from neuronbench.describe.similarity import SIMILARITIES, soft_wpmi
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 30), "black": (5, 5, 5), "white": (250, 250, 250)}
+
+
+class ColourCLIP:
+    """Knows the colours: an image's embedding is its mean colour, a text's that of its name. The interface of CLIP."""
+
+    device = "cpu"
+
+    def __init__(self, fingerprint="colours"):
+        self.fingerprint, self.embedded = fingerprint, []
+
+    def embed_images(self, images, indices=None):
+        indices = range(len(images)) if indices is None else indices
+        self.embedded.append(("images", len(indices)))
+        return self._normalised([np.asarray(images[int(index)]).mean((0, 1)) for index in indices])
+
+    def embed_texts(self, texts):
+        self.embedded.append(("texts", len(texts)))
+        return self._normalised([COLOURS.get(text, (90, 100, 80)) for text in texts])
+
+    def _normalised(self, values):
+        values = np.concatenate([np.asarray(values, dtype="f4") / 255 - 0.5, np.full((len(values), 1), 0.3, "f4")], axis=1)
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+class Channels(torch.nn.Module):
+    """Four units: the mean of red, green and blue, and how blue without red; then two units of a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1, bias=False)
+        self.conv.weight.data = torch.tensor([[1.0, -0.5, -0.5], [-0.5, 1, -0.5], [-0.5, -0.5, 1], [-1, 0, 1]])[:, :, None, None]
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class Poisoned(Channels):
+    """Unit 1 is NaN where the image is very blue, unit 3 infinite everywhere."""
+
+    def forward(self, x):
+        return self.fc(self.spoil(self.conv(x)).mean((2, 3)))
+
+    def __init__(self):
+        super().__init__()
+        self.spoil = Spoil()
+
+
+class Spoil(torch.nn.Module):
+    def forward(self, maps):
+        maps = maps.clone()
+        maps[:, 1] = torch.where(maps[:, 2].mean((1, 2), keepdim=True) > 0.4, math.nan, maps[:, 1])
+        maps[:, 3] = math.inf
+        return maps
+
+
+def to_tensor(image):
+    return torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    colours = list(COLOURS.values())
+    flat = [np.clip(np.array(colours[i % 6]) + rng.normal(0, 25, 3), 0, 255) for i in range(90)]
+    return nb.ProbingSet.from_images([Image.fromarray(np.full((8, 8, 3), colour, np.uint8)) for colour in flat])
+
+
+def recorded(model, images, layers, **options):
+    return nb.record(nb.Target(model, layers=layers, preprocess=to_tensor, device="cpu"), images, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def recording(images):
+    torch.manual_seed(0)
+    return recorded(Channels(), images, ["conv", "fc"])
+
+
+@pytest.fixture
+def method():
+    return CLIPDissect(ColourCLIP(), list(COLOURS), similarity="cos_cubed")
+
+
+def test_units_get_the_names_of_their_colours(recording, images, method):
+    found = method(recording, images)
+    assert list(found.columns) == ["layer", "unit", "description", "score", "method"]
+    assert list(zip(found.layer, found.unit)) == [("conv", 0), ("conv", 1), ("conv", 2), ("conv", 3), ("fc", 0), ("fc", 1)]
+    assert found.description.tolist()[:3] == ["red", "green", "blue"] and set(found.method) == {"CLIP-Dissect"}
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_description_and_score_are_the_arg_max_of_the_similarity(recording, images, name):
+    clip = ColourCLIP()
+    found = CLIPDissect(clip, list(COLOURS), similarity=name)(recording, images, units={"conv": [2, 0]})
+    scores = clip.embed_images(images) @ clip.embed_texts(list(COLOURS)).T
+    expected = SIMILARITIES[name](scores, recording["conv"].values)[[2, 0]]
+    assert found.unit.tolist() == [2, 0]
+    assert found.description.tolist() == [list(COLOURS)[position] for position in expected.argmax(1)]
+    np.testing.assert_allclose(found.score, expected.amax(1).numpy(), atol=1e-3)
+
+
+def test_describing_some_units_says_the_same_as_describing_all(recording, images):
+    method = CLIPDissect(ColourCLIP(), list(COLOURS))
+    some = method(recording, images, units={"conv": [3]})
+    everything = method(recording, images)
+    row = everything[(everything.layer == "conv") & (everything.unit == 3)].reset_index(drop=True)
+    assert some.equals(row)
+
+
+def test_second_call_computes_nothing_and_another_knob_only_what_follows(recording, images, method, monkeypatch):
+    first = method(recording, images)
+    embeddings, compared = len(method.clip.embedded), []
+    monkeypatch.setattr(clip_dissect, "best_concepts", lambda *args: compared.append(1) or best_concepts(*args))
+    dataclasses.replace(method, similarity="wpmi")(recording, images, units={"conv": [0]})
+    assert len(compared) == 1
+    embeddings = len(method.clip.embedded)
+    monkeypatch.setattr(clip_dissect, "best_concepts", best_concepts)
+    again = method(recording, images)
+    assert again.equals(first) and len(method.clip.embedded) == embeddings
+
+
+def test_other_clip_concepts_or_similarity_never_serve_the_old_result(recording, images, method):
+    first = method(recording, images)
+    fewer = dataclasses.replace(method, concepts=["black", "white"])(recording, images)
+    assert set(fewer.description) <= {"black", "white"}
+
+    class Inverted(ColourCLIP):
+        def embed_texts(self, texts):
+            return -super().embed_texts(texts)
+
+    other = dataclasses.replace(method, clip=Inverted("inverted"))(recording, images)
+    assert (other.description != first.description).all()
+
+
+def test_a_function_of_ones_own(recording, images):
+    def last_concept(concept_scores, activations):
+        assert concept_scores.shape == (90, 6) and activations.shape[0] == 90
+        return torch.arange(6.0).expand(activations.shape[1], 6)
+
+    method = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=last_concept)
+    assert set(method(recording, images).description) == {"white"}
+    with pytest.raises(ValueError, match=r"gave shape \(90, 6\): expected \(unit, concept\), \(4, 6\)"):
+        CLIPDissect(ColourCLIP(), list(COLOURS), similarity=lambda scores, activations: scores)(recording, images)
+
+
+def test_max_pooling_is_its_own_result(images):
+    recording = recorded(Channels(), images, ["conv"], pool=("mean", "max"))
+    method = CLIPDissect(ColourCLIP(), list(COLOURS), pool="max")
+    scores = ColourCLIP().embed_images(images) @ ColourCLIP().embed_texts(list(COLOURS)).T
+    expected = soft_wpmi(scores, recording.pooled("conv", "max").values).amax(1)
+    np.testing.assert_allclose(method(recording, images).score, expected.numpy(), atol=1e-3)
+    with pytest.raises(KeyError, match="pooling"):
+        dataclasses.replace(method, pool="min")(recording, images)
+
+
+def test_units_that_are_not_finite_are_named_and_the_rest_described(images):
+    recording = recorded(Poisoned(), images, ["spoil"])
+    method = CLIPDissect(ColourCLIP(), list(COLOURS), similarity="cos_cubed")
+    for _ in range(2):  # also when the result comes from the cache
+        with pytest.warns(UserWarning, match="2 units of layer 'spoil' .* not described: 1, 3"):
+            found = method(recording, images)
+        assert found.description.isna().tolist() == found.score.isna().tolist() == [False, True, False, True]
+        assert found.description.tolist()[::2] == ["red", "blue"]
+    with pytest.warns(UserWarning, match="not finite"):
+        trace = method.trace(recording, "spoil", 3)
+    assert trace.description is None and len(trace.concepts) == 0 and trace.concept_scores.sizes["concept"] == 0
+
+
+def test_all_units_not_finite(images):
+    recording = recorded(Poisoned(), images, ["fc"])
+    with pytest.warns(UserWarning, match="2 units"):
+        found = CLIPDissect(ColourCLIP(), list(COLOURS))(recording, images)
+    assert found.description.isna().all()
+
+
+def test_trace_shows_why(recording, images, method):
+    trace = method.trace(recording, "conv", 2, k=7)
+    found = method(recording, images, units={"conv": [2]})
+    assert trace.description == found.description[0] == "blue" and trace.concepts.score[0] == found.score[0]
+    assert trace.exemplars.equals(recording.top("conv", 2, k=7))
+    assert trace.concepts.score.is_monotonic_decreasing and len(trace.concepts) == 6
+    scores = method.clip.embed_images(images, trace.exemplars.image) @ method.clip.embed_texts(trace.concepts.description.tolist()).T
+    np.testing.assert_allclose(trace.concept_scores.values, scores, atol=1e-6)
+    assert trace.concept_scores.image.values.tolist() == trace.exemplars.image.tolist()
+
+
+def test_bad_images_are_left_out_of_everything(tmp_path, method):
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        colour = list(COLOURS.values())[number % 6]
+        Image.fromarray(np.clip(np.full((8, 8, 3), colour) + rng.integers(0, 9, 3), 0, 255).astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "04.png").write_bytes(b"broken")
+    images = nb.ProbingSet.from_folder(tmp_path)
+    recording = recorded(Channels(), images, ["conv"])
+    found = method(recording, images)
+    assert found.description.tolist()[:3] == ["red", "green", "blue"]
+    assert method.clip.embedded[0] == ("images", 11)
+    assert 4 not in method.trace(recording, "conv", 0, k=20).exemplars.image.tolist()
+
+
+def test_other_images_than_those_recorded_are_refused(recording, images, method):
+    other = nb.ProbingSet.from_images([Image.new("RGB", (8, 8), "red")] * 90)
+    with pytest.raises(ValueError, match="other images"):
+        method(recording, other)
+    same = nb.ProbingSet.from_images([images[index] for index in range(len(images))])
+    assert method(recording, same).equals(method(recording, images))
+
+
+def test_errors_come_before_the_work(recording, images):
+    clip = ColourCLIP()
+    with pytest.raises(KeyError, match="no similarity function 'soft_wmpi'; did you mean 'soft_wpmi'"):
+        CLIPDissect(clip, ["red"], similarity="soft_wmpi")
+    with pytest.raises(ValueError, match="empty concept set"):
+        CLIPDissect(clip, [])
+    with pytest.raises(TypeError, match="entry 1"):
+        CLIPDissect(clip, ["red", 7])
+    method = CLIPDissect(clip, ["red", "blue"])
+    for units, kind in (({"conv2": [0]}, KeyError), ({"conv": [9]}, ValueError)):
+        with pytest.raises(kind):
+            method(recording, images, units=units)
+        with pytest.raises(kind):
+            method.trace(recording, *[(layer, numbers[0]) for layer, numbers in units.items()][0])
+    assert clip.embedded == []
+
+
+def test_settings_are_frozen_and_quiet():
+    method = CLIPDissect(ColourCLIP(), 20_000)
+    assert len(method.concepts) == 20_000 and len(repr(method)) < 300
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.similarity = "cos"
+
+
+def test_top_images_by_value_then_position():
+    import xarray
+
+    values = xarray.DataArray([[1.0], [3.0], [math.nan], [3.0], [-1.0]], {"image": [10, 11, 12, 13, 14]}, ("image", "unit"))
+    assert top_images(values, 0, 3).image.tolist() == [11, 13, 10]
+    assert len(top_images(values, 0, 99)) == 4
