@@ -81,16 +81,18 @@ def check():
 
 def chromium():
     """Install Debian's Chromium where that is possible, else say what to install."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-    if any(map(shutil.which, names)) or mac.exists():
+    sys.path.insert(0, str(ROOT / "tests"))
+    from browser_lab import find_chromium
+
+    try:
+        find_chromium()
         return 0
-    if shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], check=True, stdout=subprocess.DEVNULL)
-        return 0
-    print("The browser tests need Chromium: `sudo apt-get install chromium` (Debian, Ubuntu), `brew install --cask google-chrome` (macOS).")
-    return 1
+    except FileNotFoundError as missing:
+        if not shutil.which("apt-get") or os.geteuid() != 0:
+            print(missing)
+            return 1
+    subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
+    return subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], stdout=subprocess.DEVNULL).returncode
 
 
 if __name__ == "__main__":
