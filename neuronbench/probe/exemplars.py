@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['Exemplars', 'exemplars']
 
-# %% ../../nbs/probe/04_exemplars.ipynb #f3dccb4a
+# %% ../../nbs/probe/04_exemplars.ipynb #732275f0
 import math
+import os
 import warnings
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..basics import choose, content_key
+from ..basics import content_key
 from .images import BadImage
-from .recording import Recording
+from .recording import Recording, _decoded
 from .target import Target
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
@@ -43,37 +45,65 @@ def _maps(
         return None
     return activation[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
 
-# %% ../../nbs/probe/04_exemplars.ipynb #42333073
-def _gathered(target, images, wanted, units, batch_size=64):
+# %% ../../nbs/probe/04_exemplars.ipynb #cb307d3d
+def _gathered(target, images, wanted, units):
     """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k), or None for a layer without maps."""
-    positions, gathered = np.unique(wanted[wanted >= 0]), None
-    for start in range(0, len(positions), batch_size):
-        chosen = positions[start : start + batch_size]
-        batch = torch.stack([target.preprocess(images[index]) for index in chosen])
-        maps = next(iter(target.collect(batch, _maps).values()))
+    needed, gathered = np.unique(wanted[wanted >= 0]).tolist(), None
+    decoded = _decoded(images, target.preprocess, needed, min(8, os.cpu_count() or 1), 2 * _BATCH)
+    for batch in _batches(decoded):
+        maps = next(iter(target.collect(torch.stack([tensor for _, tensor in batch]), _maps).values()))
         if maps is None:
             return None
         if gathered is None:
             gathered = np.full((*wanted.shape, *maps.shape[2:]), np.nan, np.float32)
-        maps = F.interpolate(maps, gathered.shape[2:], mode="bilinear") if maps.shape[2:] != gathered.shape[2:] else maps
-        rows, ranks = np.nonzero(np.isin(wanted, chosen))
-        pictures = np.searchsorted(chosen, wanted[rows, ranks])
-        gathered[rows, ranks] = maps[pictures, np.asarray(units)[rows]].cpu().numpy()
+        _place(maps, [index for index, _ in batch], gathered, wanted, units)
     return gathered
+
+
+_BATCH = 64
+
+
+def _batches(decoded):
+    """Lists of (index, tensor) of one shape, at most 64 long."""
+    for _, alike in groupby(decoded, key=lambda pair: _readable(pair[1]).shape):
+        while batch := list(islice(alike, _BATCH)):
+            yield batch
+
+
+def _readable(tensor):
+    if isinstance(tensor, BadImage):  # it could be read when it was recorded
+        raise tensor
+    return tensor
+
+
+def _place(maps, indices, gathered, wanted, units):
+    """Put the maps (B, layer's units, h, w) of a batch where `wanted` asks for them, at the size of the first batch."""
+    if maps.shape[2:] != gathered.shape[2:]:
+        maps = F.interpolate(maps, gathered.shape[2:], mode="bilinear")
+    rows, ranks = np.nonzero(np.isin(wanted, indices))
+    pictures = np.searchsorted(indices, wanted[rows, ranks])
+    gathered[rows, ranks] = maps[pictures, np.asarray(units)[rows]].cpu().numpy()
 
 # %% ../../nbs/probe/04_exemplars.ipynb #027924f3
 def _kept_maps(recording, layer, units, images):
     """The maps from beside the recording, gathered and stored there first if need be."""
-    name = f"exemplars/{content_key(layer, units, images)}"
-    if name not in recording.group or not recording.group[name].attrs.get("complete"):
-        target = recording.target
-        single = Target(target.model, [layer], target.preprocess, device=target.device)
-        maps = _gathered(single, recording.images, images, units)
-        if maps is None:
-            return None
-        array = recording.group.create_array(name, data=maps, chunks=(1, *maps.shape[1:]), overwrite=True)
+    group, name = recording.group, f"exemplars/{content_key(layer, units, images)}"
+    if name in group and group[name].attrs.get("complete"):
+        return group[name][:]
+    target = recording.target
+    single = Target(target.model, [layer], target.preprocess, device=target.device)
+    maps = _gathered(single, recording.images, images, units)
+    if maps is not None:
+        _keep(group, name, maps)
+    return maps
+
+
+def _keep(group, name, maps):
+    try:
+        array = group.create_array(name, data=maps, chunks=(1, *maps.shape[1:]), overwrite=True)
         array.attrs["complete"] = True
-    return recording.group[name][:]
+    except OSError as error:  # a store that others may only read
+        warnings.warn(f"the maps cannot be kept beside the recording: {error.strerror or error}")
 
 # %% ../../nbs/probe/04_exemplars.ipynb #7f7f44f6
 @dataclass(frozen=True)

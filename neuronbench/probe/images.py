@@ -181,9 +181,7 @@ def _dataset_labels(dataset):
     known = getattr(dataset, "labels", getattr(dataset, "targets", None))
     if known is not None:
         return np.asarray(known, dtype=np.int64), getattr(dataset, "classes", None)
-    if len(dataset) and isinstance(row := dataset[0], (tuple, list)) and np.ndim(row[1]) == 0:
-        return partial(_labels_of_rows, dataset), getattr(dataset, "classes", None)
-    return None, None
+    return partial(_labels_of_rows, dataset), getattr(dataset, "classes", None)
 
 
 def _chosen_labels(labels, indices):
@@ -191,7 +189,11 @@ def _chosen_labels(labels, indices):
 
 
 def _labels_of_rows(dataset):
-    return [dataset[index][1] for index in range(len(dataset))]
+    """The second of every row, or None if rows are no pairs with a number."""
+    row = dataset[0]
+    if not isinstance(row, (tuple, list)) or len(row) < 2 or np.ndim(row[1]) != 0:
+        return None
+    return [row[1], *(dataset[index][1] for index in range(1, len(dataset)))]
 
 
 def _hugging_face_labels(dataset):

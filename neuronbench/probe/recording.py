@@ -83,10 +83,15 @@ def _summary(activation, pool, offsets):
     activation = activation.float()
     whole = activation.mean(1) if activation.ndim == 3 else pooled(activation)
     return {
-        "pooled": {name: pooled(activation, name).cpu().numpy() for name in pool},
-        "sample": _sampled(activation, offsets).cpu().numpy(),
-        "finite": torch.isfinite(whole).cpu().numpy(),
+        "pooled": {name: _copied(pooled(activation, name)) for name in pool},
+        "sample": _copied(_sampled(activation, offsets)),
+        "finite": _copied(torch.isfinite(whole)),
     }
+
+
+def _copied(tensor):
+    """A numpy array of its own: a vector shares its memory with the layer's output, which the next layer may overwrite."""
+    return tensor.cpu().numpy().copy()
 
 # %% ../../nbs/probe/03_recording.ipynb #eafc2ad1
 _LENGTH = 4  # bytes in front of a packed sketch that say how long it is
@@ -189,7 +194,7 @@ def _batch(target, tensors, plan, offsets):
     """{layer: summary} of one batch."""
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        raise ValueError(f"preprocess gives tensors of different shapes, {' and '.join(map(str, sorted(shapes)[:2]))}: expected one shape")
+        raise ValueError(f"preprocess gives tensors of different shapes, {' and '.join(map(str, sorted(shapes)[:2]))}: resize in preprocess, or use batch_size=1")
     return target.collect(torch.stack(tensors), lambda activation: _summary(activation, plan.pool, offsets), plan.autocast)
 
 
