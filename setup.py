@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["neuronbench", "neuronbench.*"]),
-    package_data={"neuronbench": ["**/*.js", "**/*.css", "**/*.safetensors", "**/*.json", "**/*.txt", "**/*.csv"]},
+    package_data={"neuronbench": ["widgets/*.js", "widgets/*.css", "embedded/weights/**/*", "lessons/*.ipynb"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"hub": settings["hub_requirements"].split(), "dev": settings["dev_requirements"].split()},
