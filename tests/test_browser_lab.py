@@ -3,7 +3,9 @@
 Screenshots are kept in artifacts/. Without Chromium these tests fail with a sentence that says what to install.
 """
 
-import io
+import json
+import shutil
+import time
 from pathlib import Path
 
 import nbformat
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from browser_lab import Chromium, JupyterLab, kernel_says, run_all
+from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_all
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
 from neuronbench.widgets.grid import evidence, readable
@@ -42,6 +44,7 @@ def lab(tmp_path_factory):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "tiny.ipynb")
+    shutil.copy(LESSON, folder)
     ARTIFACTS.mkdir(exist_ok=True)
     with JupyterLab(folder) as server:
         yield server
@@ -95,6 +98,14 @@ def overlay_pixels(page):
                        return [alphas.length, alphas.length ? alphas.reduce((a, b) => Math.min(a, b)) : 0]; }""")
 
 
+def wait_for_python(page, expression, seconds=20):
+    """The view sends a choice when the kernel has answered the one before, so Python knows it a little later."""
+    deadline = time.monotonic() + seconds
+    while kernel_says(page, f"print({expression})").strip() != "True":
+        assert time.monotonic() < deadline, f"{expression} did not become true in the kernel"
+        time.sleep(0.1)
+
+
 def listed(page):
     return [int(text) for text in page.locator(".nb-unit-number").all_text_contents()]
 
@@ -103,6 +114,12 @@ def drag(slider, share):
     """Set a slider by clicking at a share of its length, as a person does."""
     box = slider.bounding_box()
     slider.click(position={"x": 8 + share * (box["width"] - 16), "y": box["height"] / 2})
+
+
+def test_a_missing_chromium_is_a_sentence_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="sudo apt-get install chromium"):
+        find_chromium()
 
 
 # choosing a unit
@@ -124,7 +141,7 @@ def test_keys_move_between_units(page, recording, keys, unit):
     assert exemplars_on(page) == expected_exemplars(recording, "maps", unit)
     assert page.locator(".nb-title").text_content() == f"maps unit {unit}"
     assert page.locator('.nb-unit[aria-selected="true"] .nb-unit-number').text_content() == str(unit)
-    assert kernel_says(page, "print(browser.unit)").strip() == str(unit)
+    wait_for_python(page, f"browser.unit == {unit}")
 
 
 def test_keys_never_reach_the_notebook(page):
@@ -166,8 +183,17 @@ def test_another_layer_has_its_own_units_and_no_maps(page, recording):
     wait_for_unit(page, 0, "vector")
     assert exemplars_on(page) == expected_exemplars(recording, "vector", 0)
     assert page.get_by_text("This layer has no activation map.").is_visible() and not page.get_by_text("Opacity").is_visible()
-    assert page.get_by_text("of 6", exact=True).is_visible()
     page.screenshot(path=ARTIFACTS / "browser_vector.png")
+
+
+def test_thousands_of_units_cost_no_more_than_those_in_view(page):
+    kernel_says(page, "browser.layer = 'vector'")
+    wait_for_unit(page, 0, "vector")
+    page.keyboard.press("End")
+    wait_for_unit(page, 2047, "vector")
+    assert page.locator('.nb-unit[aria-selected="true"] .nb-unit-number').text_content() == "2047"
+    assert page.locator(".nb-unit").count() < 60
+    assert page.get_by_text("of 2048", exact=True).is_visible()
 
 
 def test_python_chooses_too(page):
@@ -201,7 +227,7 @@ def test_threshold_and_opacity_change_the_overlay(page, recording):
     page.locator(BROWSER).focus()
     page.keyboard.press("m")
     page.wait_for_function("() => document.querySelector('.nb-overlay').hidden")
-    assert float(kernel_says(page, "print(browser.threshold)")) > 0.55 and kernel_says(page, "print(browser.show_map)").strip() == "False"
+    wait_for_python(page, "browser.threshold > 0.55 and browser.opacity < 0.3 and not browser.show_map")
 
 
 def test_the_histogram_marks_the_exemplars(page, recording):
@@ -296,7 +322,7 @@ def test_pins_collect_go_back_and_export(page):
     assert download.value.suggested_filename == "pinned_units.csv"
     assert table.columns.tolist() == ["layer", "unit", "description", "similarity", "method"]
     assert set(table["unit"]) == {0, 1} and HOSTILE in table["description"].tolist()
-    assert pd.read_csv(io.StringIO(kernel_says(page, "print(browser.pins.to_csv(index=False))")))["unit"].tolist() == table["unit"].tolist()
+    wait_for_python(page, f"browser.pins['unit'].tolist() == {table['unit'].tolist()}")
     page.get_by_label("Unpin maps unit 0").click()
     page.wait_for_function("() => document.querySelectorAll('.nb-chip').length === 1")
 
@@ -337,3 +363,33 @@ def test_the_dark_theme_is_dark(page):
 
 def test_the_page_had_nothing_to_complain_about(page, chromium):
     assert chromium.errors == []
+
+
+# the first lesson
+
+
+def test_the_first_lesson_runs_and_its_browser_works(lab, chromium):
+    page = chromium.open(lab, LESSON.name)
+    run_all(page, seconds=300)
+    page.locator(BROWSER).scroll_into_view_if_needed()
+    first = int(kernel_says(page, "print(browser.unit)"))
+    page.wait_for_selector(f'{BROWSER}[data-unit="{first}"]:not([data-waiting])')
+    page.locator(BROWSER).focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("first => document.querySelector('.nb-browser').dataset.unit !== String(first)", arg=first)
+    assert_exemplars_are_the_top(page)
+    page.screenshot(path=ARTIFACTS / "lesson.png")
+    drag(page.get_by_label("Unit", exact=True), 0.7)
+    unit = page.get_by_label("Unit number", exact=True).input_value()
+    page.wait_for_selector(f'{BROWSER}[data-unit="{unit}"]:not([data-waiting])')
+    assert_exemplars_are_the_top(page)
+    assert chromium.errors == []
+
+
+def assert_exemplars_are_the_top(page):
+    """The page shows the images and activations that the recording in the kernel ranks first."""
+    layer, unit = page.locator(BROWSER).evaluate("root => [root.dataset.layer, Number(root.dataset.unit)]")
+    code = f"top = browser.recording.top({layer!r}, {unit}, browser.k); print(__import__('json').dumps([top['image'].tolist(), top['activation'].tolist()]))"
+    images, activations = json.loads(kernel_says(page, code))
+    on_page = exemplars_on(page)
+    assert [one[0] for one in on_page] == images and [one[1] for one in on_page] == [readable(value) for value in activations]

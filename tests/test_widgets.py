@@ -190,13 +190,15 @@ def test_pictures_have_one_size():
 
 def test_the_browser_starts_on_the_deepest_layer(recording):
     view = browse(recording, recording.images)
-    assert (view.layer, view.unit, view.unit_count, view.table) == ("vector", 0, 6, {})
+    assert (view.layer, view.unit, view.unit_count, view.table) == ("vector", 0, 2048, {})
 
 
 def test_choosing_a_layer_lists_its_units(browser):
-    browser.unit = 39
     browser.layer = "vector"
-    assert (browser.unit, browser.unit_count, browser.order, browser.table) == (5, 6, list(range(6)), {})
+    assert (browser.unit, browser.unit_count, browser.order, browser.table) == (0, 2048, list(range(2048)), {})
+    browser.unit = 2047
+    browser.layer = "maps"
+    assert (browser.unit, browser.unit_count, browser.order) == (39, 40, list(range(40))) and browser.table
 
 
 def test_wrong_choices_are_refused(browser):
@@ -211,7 +213,7 @@ def test_wrong_choices_are_refused(browser):
 
 def test_layer_and_unit_can_come_together_from_the_view(browser):
     browser.set_state({"layer": "vector", "unit": 4})
-    assert (browser.layer, browser.unit, browser.unit_count) == ("vector", 4, 6)
+    assert (browser.layer, browser.unit, browser.unit_count) == ("vector", 4, 2048)
 
 
 def test_searching_and_sorting_change_the_list(browser):

@@ -56,12 +56,12 @@ def preprocess(image):
 
 
 def tiny_recording():
-    """Layers "maps" (40 units, 16 x 16 maps, unit 1 NaN on some images, unit 2 on all) and "vector" (6 units)."""
+    """Layers "maps" (40 units, 16 x 16 maps, unit 1 NaN on some images, unit 2 on all) and "vector" (2048 units)."""
     torch.manual_seed(0)
     model = nn.Sequential()
     model.add_module("maps", nn.Sequential(nn.Conv2d(3, 40, 5, 2, 2), nn.ReLU(), Fragile()))
     model.add_module("pool", nn.Sequential(Mended(), nn.AdaptiveAvgPool2d(4), nn.Flatten()))
-    model.add_module("vector", nn.Linear(640, 6))
+    model.add_module("vector", nn.Linear(640, 2048))
     target = Target(model.eval(), layers=["maps", "vector"], preprocess=preprocess, device="cpu")
     return record(target, ProbingSet.from_dataset(Drawings()), progress=False)
 

@@ -5,6 +5,7 @@ const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses th
 const PAGE = 10; // units that PageUp and PageDown skip
 const REACH = 3; // neighbours fetched ahead on each side
 const KEPT = 64; // units whose evidence is kept
+const LINE = 2; // px of a picture, the line around the part of a map above the threshold
 const MARK = 5; // px, half the width of an exemplar's mark in the histogram
 
 export default {
@@ -107,10 +108,10 @@ function paintMap(canvas, values, colours, threshold, opacity) {
 
 function touchesOutside(values, i, x, y, width, height, limit) {
   return (
-    (x > 0 && values[i - 1] < limit) ||
-    (x < width - 1 && values[i + 1] < limit) ||
-    (y > 0 && values[i - width] < limit) ||
-    (y < height - 1 && values[i + width] < limit)
+    (x >= LINE && values[i - LINE] < limit) ||
+    (x < width - LINE && values[i + LINE] < limit) ||
+    (y >= LINE && values[i - LINE * width] < limit) ||
+    (y < height - LINE && values[i + LINE * width] < limit)
   );
 }
 
@@ -219,12 +220,12 @@ class View {
     this.grid = make("div", { class: "nb-grid", role: "list", "aria-label": "Exemplars" });
     this.histogramTitle = make("div", { class: "nb-muted nb-small" });
     this.histogram = make("div", { class: "nb-histogram" });
-    const head = make("div", { class: "nb-row" }, this.title, this.pin);
+    this.count = make("input", { type: "number", class: "nb-number", min: "1", max: "50", "aria-label": "Number of exemplars", onchange: () => this.setCount() });
+    const head = make("div", { class: "nb-row" }, this.title, make("div", { class: "nb-row" }, field("Exemplars", this.count), this.pin));
     return make("div", { class: "nb-main" }, head, this.descriptions, this.buildControls(), this.message, this.grid, this.histogramTitle, this.histogram);
   }
 
   buildControls() {
-    this.count = make("input", { type: "number", class: "nb-number", min: "1", max: "50", "aria-label": "Number of exemplars", onchange: () => this.setCount() });
     this.showMap = make("input", { type: "checkbox", "aria-label": "Show the activation map", onchange: () => this.set({ show_map: this.showMap.checked }) });
     this.opacity = this.buildShare("Opacity of the map", "opacity");
     this.threshold = this.buildShare("Threshold of the map", "threshold");
@@ -238,7 +239,7 @@ class View {
       field("Threshold", this.threshold, this.thresholdText),
     );
     this.noMap = make("span", { class: "nb-muted", text: "This layer has no activation map." });
-    return make("div", { class: "nb-controls" }, field("Exemplars", this.count), this.mapFields, this.noMap);
+    return make("div", { class: "nb-controls" }, this.mapFields, this.noMap);
   }
 
   buildShare(label, trait) {

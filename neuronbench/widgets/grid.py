@@ -166,8 +166,8 @@ def overlaid(
     """`image` with `activation_map` over it: where the enlarged map (bilinear) reaches the threshold, and a line around that."""
     large = np.asarray(Image.fromarray(activation_map).resize(image.size, Image.Resampling.BILINEAR))
     inside = large >= 255 * threshold
-    framed = np.pad(inside, 1, mode="edge")
-    border = inside & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
+    framed = np.pad(inside, 2, mode="edge")
+    border = inside & ~(framed[:-4, 2:-2] & framed[4:, 2:-2] & framed[2:-2, :-4] & framed[2:-2, 4:])
     colour = map_colours()[np.where(border, 255, large)]
     share = np.where(border, min(1.6 * opacity, 1.0), opacity * inside)[..., None]
     return Image.fromarray((np.asarray(image) * (1 - share) + colour * share).round().astype(np.uint8))
