@@ -1,0 +1,204 @@
+"""The embedded world: scenes, pictures and masks agree; formulas and claims mean what they say; models load and are rebuilt."""
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuronbench.embedded import rendering
+from neuronbench.embedded.objects import pieces
+from neuronbench.embedded.rendering import HELD_OUT_SEED, Scenes, render
+from neuronbench.embedded.scenes import CATEGORIES, COLOURS, CONCEPTS, KINDS, SETTINGS, TEXTURES, Scene, Thing, caption, parts_of, random_scene
+from neuronbench.embedded.settings import backdrop
+
+SCENES = [random_scene(7, number) for number in range(60)]
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [({"kind": "boot"}, "boat"), ({"colour": "rad"}, "red"), ({"texture": "stripy"}, "striped"), ({"parts": ("flags",)}, "flag")],
+)
+def test_an_unknown_word_names_the_nearest(wrong, nearest):
+    with pytest.raises(KeyError, match=nearest):
+        Thing(**({"kind": "boat", "colour": "red", "texture": "plain"} | wrong))
+
+
+def test_an_unknown_setting_or_time_names_the_nearest():
+    thing = Thing("boat", "red", "plain")
+    with pytest.raises(KeyError, match="desert"):
+        Scene((thing,), setting="dessert")
+    with pytest.raises(KeyError, match="night"):
+        Scene((thing,), time="nigth")
+    with pytest.raises(KeyError, match="meadow"):
+        backdrop("meadows", "day", 0)
+    with pytest.raises(KeyError, match="robot"):
+        pieces("robots", ())
+
+
+def test_a_caption_names_every_thing_and_the_scene():
+    for scene in SCENES:
+        words = caption(scene).split()
+        assert all(word in words for thing in scene.things for word in (thing.kind, thing.colour, thing.texture))
+        assert scene.setting in words and scene.time in words
+
+
+def test_labels_and_masks_agree():
+    for scene in SCENES:
+        masks = render(scene)[1]
+        assert {concept for concept, mask in masks.items() if mask.any()} == scene.concepts
+
+
+def test_masks_lie_inside_one_another_as_their_meanings_do():
+    for scene in SCENES:
+        masks = render(scene)[1]
+        objects = np.any([masks[thing.kind] for thing in scene.things], 0)
+        assert masks[scene.setting].all() and masks[scene.time].all()
+        for category in ("part", "colour", "texture", "shape"):
+            for concept in set(masks) & set(CATEGORIES[category]):
+                assert not (masks[concept] & ~objects).any(), concept
+
+
+def test_a_scene_is_the_same_in_another_process():
+    code = "import hashlib; from neuronbench.embedded.rendering import render; from neuronbench.embedded.scenes import random_scene;"
+    code += "print(hashlib.sha256(b''.join(render(random_scene(7, i))[0].tobytes() for i in range(5))).hexdigest())"
+    hashes = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_drawn_with_and_without_its_parts(kind):
+    bare = Thing(kind, "red", "plain")
+    scene = Scene((replace(bare, parts=parts_of(kind)),))
+    masks = render(scene)[1]
+    assert all(masks[part].any() for part in parts_of(kind))
+    assert masks[kind].mean() > 0.05 and masks["red"].any()
+    assert not set(parts_of(kind)) & set(render(Scene((bare,)))[1])
+
+
+@pytest.mark.parametrize("time", ["day", "night"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_colours_and_textures_look_different_in_every_setting(setting, time):
+    thing = Thing("balloon", "red", "plain", size=0.35)
+    draw = lambda **changes: render(Scene((replace(thing, **changes),), setting, time))[0].astype(int)
+    looks = [draw(colour=colour) for colour in COLOURS] + [draw(texture=texture) for texture in TEXTURES if texture != "plain"]
+    for a, b in itertools.combinations(looks, 2):
+        assert np.abs(a - b).mean() > 1
+
+
+@pytest.mark.parametrize("place", [{"x": 0.0}, {"x": 1.0, "y": 1.0}, {"y": 0.0, "tilt": 180.0}, {"size": 0.9}, {"size": 0.02}, {"flipped": True}])
+def test_a_thing_at_the_edge_is_drawn_as_far_as_it_is_visible(place):
+    image, masks = render(Scene((replace(Thing("car", "blue", "striped"), **place),)))
+    assert image.shape == (128, 128, 3) and masks["car"].any()
+
+
+def test_a_data_set_is_known_without_drawing(monkeypatch):
+    def fail(scene):
+        raise AssertionError("drawn")
+
+    scenes = Scenes.random(50, HELD_OUT_SEED)
+    with monkeypatch.context() as patch:
+        patch.setattr(rendering.Scenes, "__getitem__", fail)
+        assert len(scenes.labels) == len(scenes.ids) == len(scenes.concept_labels) == 50
+        assert scenes.fingerprint == Scenes.random(50, HELD_OUT_SEED).fingerprint
+    assert scenes.fingerprint != Scenes(scenes.scenes[::-1]).fingerprint
+
+
+# %% what needs torch
+from neuronbench.embedded import target as world_target, tools, training  # noqa: E402
+from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
+from neuronbench.embedded.world import WEIGHTS, World, world  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def here():
+    return world()
+
+
+def test_a_formula_is_read_from_left_to_right():
+    truths = list(itertools.product([False, True], repeat=3))
+    values = {word: np.array(column) for word, column in zip(("cat", "bird", "night"), zip(*truths))}
+    expected = {
+        "cat": [a for a, b, c in truths],
+        "cat AND NOT bird": [a and not b for a, b, c in truths],
+        "(cat OR bird) AND night": [(a or b) and c for a, b, c in truths],
+        "(cat AND bird) OR night": [(a and b) or c for a, b, c in truths],
+        "(cat OR bird) AND NOT night": [(a or b) and not c for a, b, c in truths],
+    }
+    for formula, truth in expected.items():
+        assert evaluate_formula(formula, values).tolist() == truth
+
+
+def test_a_concept_that_is_absent_is_false_everywhere():
+    night = {"night": np.ones((2, 2), bool)}
+    assert not evaluate_formula("red AND round", night).any()
+    assert evaluate_formula("night AND NOT red", night).all()
+
+
+def test_an_unknown_concept_in_a_formula_names_the_nearest():
+    with pytest.raises(KeyError, match="round"):
+        formula_concepts("red AND rounded")
+    with pytest.raises(KeyError, match="round"):
+        evaluate_formula("red AND rounded", {"red": np.ones(1, bool)})
+
+
+def test_claims_are_true_as_sets_say():
+    rng = np.random.default_rng(1)
+    claims = [tools.phrase_claim(rng, scene) for scene in SCENES] + [tools.caption_claim(scene) for scene in SCENES]
+    claims += [tools.word_claim(word) for word in CONCEPTS] + [tools.foreign_claim("tax")]
+    true = tools.claims_true(claims, tools.scene_words(SCENES))
+    for scene, row in zip(SCENES, true):
+        things = [set(thing.concepts) for thing in scene.things]
+        for claim, answer in zip(claims, row):
+            fits = all(any(claimed <= words for words in things) for claimed in claim.things)
+            assert answer == (claim.possible and fits and claim.scene <= {scene.setting, scene.time})
+
+
+def test_every_word_of_the_world_is_one_token_and_others_are_spelled(here):
+    tokenize = here.clip.tokenizer
+    for word in CONCEPTS:
+        assert (tokenize([word])[0] != 0).sum() == 3, word
+    ids = tokenize(["qat", "qux", "<img src=x onerror=alert(1)>", "", "word " * 100])
+    last = len(tools.vocabulary()) - 1
+    assert ids.shape == (5, tools.CONTEXT_LENGTH) and (ids.max(1).values == last).all()
+    assert (ids[0] != ids[1]).any()
+
+
+def test_the_world_is_complete(here):
+    assert here.target.layers == ("conv1", "layer1", "layer2", "layer3", "fc") and here.target.classes == list(KINDS)
+    assert len(here.images) == len(here.captions) == len(here.concept_labels) and here.images.classes == list(KINDS)
+    assert list(here.concept_labels.columns) == here.concepts
+    assert list(here.truth.columns) == ["layer", "unit", "kind", "description", "concepts", "formula"]
+    assert set(itertools.chain(*here.truth.concepts)) <= set(here.concepts)
+    assert (here.truth[here.truth.kind == "single"].description.map(lambda text: text in here.concepts)).all()
+    assert here.images[3].size == (128, 128) and here.masks(3)
+
+
+def test_the_shipped_weights_are_small_and_safe():
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+    assert sum(path.stat().st_size for path in files) < 16e6
+
+
+def test_nothing_shown_was_trained_on(here):
+    trained = set(Scenes.random(10_000, rendering.TRAINING_SEED).scenes)
+    assert not trained & set(here.scenes.scenes)
+
+
+def test_training_writes_a_world_that_loads_and_repeats_itself(tmp_path):
+    for name in "ab":
+        training.train_world(tmp_path / name, seed=5, scenes=64, epochs=2, workers=0, device="cpu")
+    rebuilt = World(tmp_path / "a", scenes=4)
+    assert rebuilt.clip.embed_images(rebuilt.images).shape[0] == 4 and rebuilt.target.classes == list(KINDS)
+    for path in (tmp_path / "a").rglob("*.safetensors"):
+        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_missing_weights_say_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        World(tmp_path).target
+    with pytest.raises(FileNotFoundError, match="clip"):
+        World(tmp_path).clip
