@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..basics import content_key
@@ -93,14 +94,17 @@ def _reason(error):
         return "truncated: the file ends before the image does"
     return str(error) or type(error).__name__
 
-# %% ../../nbs/probe/01_images.ipynb #83035c24
+# %% ../../nbs/probe/01_images.ipynb #2272b603
 def to_image(
-    value,  # PIL image; numpy (H,W), (H,W,1), (H,W,3), (H,W,4); torch (3,H,W) or (1,H,W); uint8, uint16, bool or float in 0..1
+    value,  # PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch tensor (3, H, W) or (1, H, W)
 ) -> Image.Image:
-    """`value` as an RGB image. Errors: ValueError or TypeError that says what was given."""
+    """`value` as an RGB image; arrays hold whole numbers of 8 or 16 bits, truth values, or floats in 0..1.
+
+    Errors: ValueError or TypeError that says what was given.
+    """
     if isinstance(value, Image.Image):
         return as_rgb(value)
-    if hasattr(value, "detach"):
+    if isinstance(value, torch.Tensor):
         value = value.detach().cpu().movedim(0, -1).numpy() if value.ndim == 3 else value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"expected a PIL image, a numpy array or a torch tensor, not {type(value).__name__}")
@@ -117,7 +121,8 @@ def _bytes(pixels):
     if pixels.dtype == np.uint8:
         return pixels
     if not ((pixels >= 0) & (pixels <= full)).all():
-        raise ValueError(f"pixels from {pixels.min()} to {pixels.max()} lie outside 0..{full}: give images before any normalisation")
+        given = f"pixels from {pixels.min()} to {pixels.max()}"
+        raise ValueError(f"{given} lie outside 0..{full}: give images before any normalisation")
     return np.round(pixels * (255.0 / full)).astype("uint8")
 
 # %% ../../nbs/probe/01_images.ipynb #ed75e720
@@ -146,13 +151,14 @@ def _image_files(folder):
     names = [path.as_posix() for path in sorted(relative, key=lambda path: path.parts)]
     if not names:
         raise ValueError(
-            f"no images in {str(folder)!r}: expected files such as .jpg, .png or .webp, directly in it or in one folder per class"
+            f"no images in {str(folder)!r}: expected files such as .jpg, .png or .webp, "
+            "directly in it or in one folder per class"
         )
     return names
 
 
 def _folder_labels(ids):
-    """Labels (N,) and class names from the first part of each path, or (None, None) when an image lies outside any class folder."""
+    """Labels (N,) and class names from the first part of each path; (None, None) if an image lies in no class folder."""
     if not all("/" in id for id in ids):
         return None, None
     classes, labels = np.unique([id.split("/")[0] for id in ids], return_inverse=True)
@@ -165,14 +171,15 @@ def _picture(row):
         return row[0]
     if not isinstance(row, dict):
         return row
-    pictures = [value for value in row.values() if isinstance(value, (Image.Image, np.ndarray)) or hasattr(value, "detach")]
-    if not pictures:
-        raise ValueError(f"no image among its columns {', '.join(row)}")
-    return next((value for value in pictures if isinstance(value, Image.Image)), pictures[0])
+    for kind in (Image.Image, (np.ndarray, torch.Tensor)):
+        for value in row.values():
+            if isinstance(value, kind):
+                return value
+    raise ValueError(f"no image among its columns {', '.join(row)}")
 
-# %% ../../nbs/probe/01_images.ipynb #16a99b0f
+# %% ../../nbs/probe/01_images.ipynb #0711b164
 def _dataset_labels(dataset):
-    """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; None where there are none."""
+    """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; or None."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
         labels, classes = _dataset_labels(dataset.dataset)
         return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
@@ -261,8 +268,55 @@ def _load_picture(images, index):
     with _one_reader:
         return to_image(images[index])
 
-# %% ../../nbs/probe/01_images.ipynb #b22d9812
-class ProbingSet:
+# %% ../../nbs/probe/01_images.ipynb #73b5c46a
+class _Sources:
+    """The constructors of a probing set."""
+
+    @classmethod
+    def from_folder(
+        cls,
+        path,  # a folder of images, or of one folder per class
+    ):
+        """All image files below `path`, in sorted order; each id is the path relative to it.
+
+        If every image lies in a subfolder, the names of the top subfolders are the classes. Errors: FileNotFoundError,
+        NotADirectoryError, and ValueError for a folder without images.
+        """
+        folder = Path(path)
+        ids = _image_files(folder)
+        paths = [folder / id for id in ids]
+        return cls(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids), *_folder_labels(ids))
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset,  # torchvision or Hugging Face dataset, or anything with a length and rows
+    ):
+        """The images of a dataset whose rows are images, (image, label) pairs or dictionaries with an image in them.
+
+        Where the dataset offers `ids`, `labels`, `classes` or a `fingerprint`, they are taken at their word.
+        Errors: ValueError for an empty dataset.
+        """
+        if not len(dataset):
+            raise ValueError("the dataset is empty: expected at least one image")
+        ids = getattr(dataset, "ids", None) or _dataset_paths(dataset) or range(len(dataset))
+        return cls(partial(_load_row, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
+
+    @classmethod
+    def from_images(
+        cls,
+        images,  # list of PIL images or arrays, see `to_image`
+        labels=None,  # a whole number or a class name for each, or None
+    ):
+        """A list of images already in memory. Errors: ValueError for an empty list or a wrong number of labels."""
+        images = list(images)
+        if not images:
+            raise ValueError("no images: expected a list of at least one")
+        numbers, classes = _label_numbers(labels, len(images))
+        return cls(partial(_load_picture, images), range(len(images)), partial(content_key, images), numbers, classes)
+
+# %% ../../nbs/probe/01_images.ipynb #ed6dd01d
+class ProbingSet(_Sources):
     """The images whose activations are recorded, decoded one at a time when indexed, from any number of threads.
 
     `images[i]` is a PIL RGB image; it raises BadImage if that image cannot be read. `ids`: a name for each image.
@@ -308,46 +362,3 @@ class ProbingSet:
 
     def __repr__(self):
         return f"ProbingSet({len(self)} images" + (f", {len(self.classes)} classes)" if self.classes else ")")
-
-    @classmethod
-    def from_folder(
-        cls,
-        path,  # a folder of images, or of one folder per class
-    ):
-        """All image files below `path`, in sorted order; each id is the path relative to it.
-
-        If every image lies in a subfolder, the names of the top subfolders are the classes. Errors: FileNotFoundError,
-        NotADirectoryError, and ValueError for a folder without images.
-        """
-        folder = Path(path)
-        ids = _image_files(folder)
-        paths = [folder / id for id in ids]
-        return cls(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids), *_folder_labels(ids))
-
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset,  # torchvision or Hugging Face dataset, or anything with a length and rows
-    ):
-        """The images of a dataset whose rows are images, (image, label) pairs or dictionaries with an image in them.
-
-        Where the dataset offers `ids`, `labels`, `classes` or a `fingerprint`, they are taken at their word.
-        Errors: ValueError for an empty dataset.
-        """
-        if not len(dataset):
-            raise ValueError("the dataset is empty: expected at least one image")
-        ids = getattr(dataset, "ids", None) or _dataset_paths(dataset) or range(len(dataset))
-        return cls(partial(_load_row, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
-
-    @classmethod
-    def from_images(
-        cls,
-        images,  # list of PIL images or arrays, see `to_image`
-        labels=None,  # a whole number or a class name for each, or None
-    ):
-        """A list of images already in memory. Errors: ValueError for an empty list or a wrong number of labels."""
-        images = list(images)
-        if not images:
-            raise ValueError("no images: expected a list of at least one")
-        numbers, classes = _label_numbers(labels, len(images))
-        return cls(partial(_load_picture, images), range(len(images)), partial(content_key, images), numbers, classes)
