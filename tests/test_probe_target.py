@@ -174,6 +174,16 @@ def test_pooling_of_maps_tokens_and_vectors():
         pooled(maps, "maxx")
 
 
+def test_swin_has_units_first():
+    target = Target.from_torchvision("swin_t", ["features.1", "head"], device="cpu")
+    square, wide = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 96)
+    seen = target.activations(square)["features.1"]
+    with torch.no_grad():
+        expected = target.model.eval().features[1](target.model.features[0](square))
+    assert seen.shape == (2, 96, 16, 16) and torch.allclose(seen, expected.permute(0, 3, 1, 2), atol=1e-5)
+    assert target.activations(wide)["features.1"].shape == (2, 16, 24, 96)
+
+
 def test_tuple_and_dictionary_outputs():
     class Block(nn.Module):
         def __init__(self, wrap):

@@ -31,6 +31,14 @@ def _tensor(output, layer):
         raise ValueError(f"layer {layer!r} gives {shape}: expected {expected}")
     return first
 
+# %% ../../nbs/probe/02_target.ipynb #d56d5b7b
+def _units_first(output, batch):
+    """Maps (B, h, w, U) of square images as (B, U, h, w); everything else as it is."""
+    square = batch.ndim == 4 and batch.shape[2] == batch.shape[3]
+    if square and output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]:
+        return output.movedim(3, 1)
+    return output
+
 # %% ../../nbs/probe/02_target.ipynb #038441c2
 def pooled(
     activation: torch.Tensor,  # (B, U, h, w) maps, (B, T, U) tokens or (B, U) vectors
@@ -100,7 +108,7 @@ def _forward(model, modules, calls, batch, reduce):
     found, left = {}, dict(calls)
 
     def see(layer, output):
-        output = _tensor(output, layer)
+        output = _units_first(_tensor(output, layer), batch)
         if len(output) != len(batch):
             raise ValueError(f"layer {layer!r} gives {len(output)} rows for {len(batch)} images: expected one per image")
         found[layer] = reduce(output)
