@@ -39,12 +39,11 @@ def recording():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on a folder with a small notebook and the first lesson."""
+    """JupyterLab on a folder with a small notebook."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "tiny.ipynb")
-    shutil.copy(LESSON, folder)
     ARTIFACTS.mkdir(exist_ok=True)
     with JupyterLab(folder) as server:
         yield server
@@ -247,6 +246,17 @@ def test_nonfinite_activations_are_reported(page, unit, sentence, count):
     assert sentence in page.locator(".nb-message").text_content() and page.locator(".nb-exemplar").count() == count
 
 
+def test_a_failure_is_told_as_plain_text_and_does_not_last(page, chromium, recording):
+    kernel_says(page, "works = browser._evidence\ndef fails(*asked): raise OSError('the disk is <b>gone</b>')\nbrowser._evidence = fails\nbrowser.unit = 25")
+    page.get_by_text("OSError: the disk is <b>gone</b>").wait_for()
+    kernel_says(page, "browser._evidence = works")
+    page.keyboard.press("ArrowRight")
+    wait_for_unit(page, 26)
+    page.keyboard.press("ArrowLeft")
+    wait_for_unit(page, 25)
+    assert exemplars_on(page) == expected_exemplars(recording, "maps", 25) and page.locator(".nb-message").text_content() == ""
+
+
 # descriptions
 
 
@@ -369,6 +379,7 @@ def test_the_page_had_nothing_to_complain_about(page, chromium):
 
 
 def test_the_first_lesson_runs_and_its_browser_works(lab, chromium):
+    shutil.copy(LESSON, lab.folder)
     page = chromium.open(lab, LESSON.name)
     run_all(page, seconds=300)
     page.locator(BROWSER).scroll_into_view_if_needed()

@@ -4,7 +4,7 @@
 const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
 const PAGE = 10; // units that PageUp and PageDown skip
 const REACH = 3; // neighbours fetched ahead on each side
-const KEPT = 64; // units whose evidence is kept
+const KEPT = 300; // pictures that are kept, some 80 MB
 const LINE = 2; // px of a picture, the line around the part of a map above the threshold
 const MARK = 5; // px, half the width of an exemplar's mark in the histogram
 
@@ -135,7 +135,8 @@ class Kept {
   put(name, entry) {
     this.entries.delete(name);
     this.entries.set(name, entry);
-    if (this.entries.size > KEPT) this.entries.delete(this.entries.keys().next().value);
+    const most = Math.max(KEPT / (entry.images.length || 1), 2 * REACH + 2);
+    while (this.entries.size > most) this.entries.delete(this.entries.keys().next().value);
   }
 }
 
@@ -230,7 +231,7 @@ class View {
     this.opacity = this.buildShare("Opacity of the map", "opacity");
     this.threshold = this.buildShare("Threshold of the map", "threshold");
     this.opacityText = make("output", { class: "nb-share" });
-    this.thresholdText = make("output", { class: "nb-share nb-wide" });
+    this.thresholdText = make("output", { class: "nb-share nb-wide", title: "The activation above which the map is drawn" });
     this.mapFields = make(
       "div",
       { class: "nb-map" },
@@ -300,7 +301,9 @@ class View {
 
   goTo(unit) {
     if (!Number.isFinite(unit)) return this.showBar();
-    this.set({ unit: Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1) });
+    const chosen = Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1);
+    this.failed.delete(this.nameOf(chosen)); // what failed once may work now
+    this.set({ unit: chosen });
     this.showBar();
   }
 
@@ -483,10 +486,9 @@ class View {
     const name = this.nameOf(this.get("unit"));
     const entry = this.kept.get(name);
     this.root.toggleAttribute("data-waiting", !entry);
-    this.message.textContent = this.failed.get(name) ?? "";
+    this.message.textContent = entry ? this.remark(entry) : (this.failed.get(name) ?? "");
     if (!entry || entry === this.shown) return;
     this.shown = entry;
-    this.message.textContent = this.remark(entry);
     this.grid.replaceChildren(...entry.images.map((_, i) => this.exemplar(entry, i)));
     this.showMaps();
     this.showHistogram();

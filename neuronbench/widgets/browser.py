@@ -80,7 +80,7 @@ def unit_message(
     """(content, buffers) of the message about one unit: content holds numbers and text, buffers the maps and the pictures."""
     names = [names_of(images, i) for i in shown.images]
     content = {
-        "kind": "evidence", "layer": shown.layer, "unit": shown.unit, "nonfinite": shown.nonfinite, "total": len(images),
+        "kind": "evidence", "layer": shown.layer, "unit": shown.unit, "nonfinite": shown.nonfinite, "total": int(shown.counts.sum()) + shown.nonfinite,
         "images": shown.images.tolist(), "activations": shown.activations.tolist(),
         "labels": [label for label, _ in names], "ids": [name for _, name in names],
         "counts": shown.counts.tolist(), "edges": shown.edges.tolist(),
