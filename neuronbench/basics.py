@@ -49,15 +49,22 @@ def content_key(*parts) -> str:
     methods) and objects (class and attributes). Anything that offers `fingerprint` is taken at its word. Code of an
     installed library is known by its name and version.
     """
+    return _digest(_pieces(parts, {"kinds": {}}))
+
+
+def _digest(pieces):
     digest = hashlib.blake2b(digest_size=16)
-    for piece in _pieces(parts, set()):
+    for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little"))
         digest.update(piece)
     return digest.hexdigest()
 
-# %% ../nbs/00_basics.ipynb #86c3bb31
+# %% ../nbs/00_basics.ipynb #17b093b6
 def _pieces(value, seen):
-    """The content of `value` as a stream of byte strings, each led by its kind; `seen` breaks reference circles."""
+    """The content of `value` as a stream of byte strings, each led by its kind.
+
+    `seen` has the id of every value that this one lies in, to break reference circles, and a key per class met so far.
+    """
     if value is None or isinstance(value, (bool, int, float, complex, str, Path, np.generic)):
         yield f"{type(value).__name__}:{value!s}".encode()
     elif isinstance(value, (bytes, bytearray)):
@@ -68,7 +75,7 @@ def _pieces(value, seen):
     elif id(value) in seen:
         yield b"seen"
     else:
-        yield from _compound(value, seen | {id(value)})
+        yield from _compound(value, seen | {id(value): None})
 
 # %% ../nbs/00_basics.ipynb #e2e8fd28
 def _compound(value, seen):
@@ -98,7 +105,7 @@ def _compound(value, seen):
     elif isinstance(value, functools.partial):
         yield from _pieces((value.func, value.args, value.keywords), seen)
     else:
-        yield from _callable_pieces(type(value), seen)
+        yield _kind_key(type(value), seen)
         yield from _pieces(_state(value), seen)
 
 # %% ../nbs/00_basics.ipynb #2656a4a9
@@ -134,6 +141,14 @@ def _callable_pieces(function, seen):
             yield from _pieces((name, _member(name, member)), seen)
     else:
         yield from _function_pieces(function, seen)
+
+
+def _kind_key(kind, seen):
+    """A hash of the class of an object, made once for all its objects that one call of `content_key` meets."""
+    if kind not in seen["kinds"]:
+        seen["kinds"][kind] = b"seen"
+        seen["kinds"][kind] = _digest(_callable_pieces(kind, seen)).encode()
+    return seen["kinds"][kind]
 
 
 def _in_library(function):
