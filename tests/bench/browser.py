@@ -13,7 +13,8 @@ from browser_lab import Chromium, JupyterLab, run_all  # noqa: E402
 LIMIT = 150  # ms
 PRESSES = 30
 CODE = """import neuronbench as nb
-world = nb.world()
+from neuronbench.embedded.world import World
+world = World(scenes=500)
 recording = nb.record(world.target, world.images, progress=False)
 browser = nb.browse(recording, world.images, "layer3")
 browser"""
