@@ -3,6 +3,7 @@
 
 const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
 const PAGE = 10; // units that PageUp and PageDown skip
+const MOST = 50; // exemplars at most, as in Python
 const REACH = 3; // neighbours fetched ahead on each side
 const KEPT = 300; // pictures that are kept, some 80 MB
 const LINE = 2; // px of a picture, the line around the part of a map above the threshold
@@ -42,6 +43,10 @@ function options(select, values, chosen) {
 
 function field(label, control, ...rest) {
   return make("label", { class: "nb-field" }, make("span", { text: label }), control, ...rest);
+}
+
+function numberInput(label, min, onchange) {
+  return make("input", { type: "number", class: "nb-number", min, "aria-label": label, onchange });
 }
 
 function key(name) {
@@ -187,28 +192,32 @@ class View {
 
   buildBar() {
     this.layer = make("select", { "aria-label": "Layer", onchange: () => this.setLayer(this.layer.value) });
-    this.number = make("input", { type: "number", class: "nb-number", min: "0", "aria-label": "Unit number", onchange: () => this.goTo(this.number.valueAsNumber) });
+    this.number = numberInput("Unit number", 0, () => this.goTo(this.number.valueAsNumber));
     this.total = make("span", { class: "nb-muted" });
-    this.slider = make("input", { type: "range", class: "nb-slider", min: "0", step: "1", "aria-label": "Unit", oninput: () => this.goTo(this.slider.valueAsNumber) });
-    const before = make("button", { type: "button", class: "nb-step", "aria-label": "Previous unit", title: "Previous unit", text: "‹", onclick: () => this.move(-1) });
-    const after = make("button", { type: "button", class: "nb-step", "aria-label": "Next unit", title: "Next unit", text: "›", onclick: () => this.move(1) });
+    this.slider = make("input", { type: "range", class: "nb-slider", min: "0", step: "1", "aria-label": "Unit" });
+    this.slider.addEventListener("input", () => this.goTo(this.slider.valueAsNumber));
+    const step = (label, text, by) => make("button", { type: "button", class: "nb-step", "aria-label": label, title: label, text, onclick: () => this.move(by) });
+    const [before, after] = [step("Previous unit", "‹", -1), step("Next unit", "›", 1)];
     return make("div", { class: "nb-bar" }, field("Layer", this.layer), field("Unit", this.number, this.total), before, this.slider, after);
   }
 
   buildSide() {
-    this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false", oninput: () => this.set({ query: this.query.value }) });
+    this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false" });
+    this.query.addEventListener("input", () => this.set({ query: this.query.value }));
     this.sort = make("select", { "aria-label": "Order of the list", onchange: () => this.set({ sort: this.sort.value }) });
     this.method = make("select", { "aria-label": "Method shown in the list", onchange: () => this.set({ method: this.method.value }) });
     this.methodField = field("Method", this.method);
     this.found = make("div", { class: "nb-found nb-muted nb-small", "aria-live": "polite" });
     this.rows = make("div", { class: "nb-rows" });
     this.list = make("div", { class: "nb-list", role: "listbox", "aria-label": "Units", onscroll: () => this.showRows() }, this.rows);
-    return make("div", { class: "nb-side" }, this.query, make("div", { class: "nb-order" }, field("Sort by", this.sort), this.methodField), this.found, this.list, this.buildPins());
+    const order = make("div", { class: "nb-order" }, field("Sort by", this.sort), this.methodField);
+    return make("div", { class: "nb-side" }, this.query, order, this.found, this.list, this.buildPins());
   }
 
   buildPins() {
     this.pinTitle = make("span", { class: "nb-heading" });
-    this.save = make("button", { type: "button", class: "nb-button", text: "Export CSV", title: "Download the pinned units and their descriptions", onclick: () => this.download() });
+    this.save = make("button", { type: "button", class: "nb-button", text: "Export CSV", onclick: () => this.download() });
+    this.save.title = "Download the pinned units and their descriptions";
     this.pins = make("div", { class: "nb-pins", role: "list", "aria-label": "Pinned units" });
     return make("div", { class: "nb-pinned" }, make("div", { class: "nb-row" }, this.pinTitle, this.save), this.pins);
   }
@@ -221,9 +230,11 @@ class View {
     this.grid = make("div", { class: "nb-grid", role: "list", "aria-label": "Exemplars" });
     this.histogramTitle = make("div", { class: "nb-muted nb-small" });
     this.histogram = make("div", { class: "nb-histogram" });
-    this.count = make("input", { type: "number", class: "nb-number", min: "1", max: "50", "aria-label": "Number of exemplars", onchange: () => this.setCount() });
+    this.count = numberInput("Number of exemplars", 1, () => this.setCount());
+    this.count.max = MOST;
     const head = make("div", { class: "nb-row" }, this.title, make("div", { class: "nb-row" }, field("Exemplars", this.count), this.pin));
-    return make("div", { class: "nb-main" }, head, this.descriptions, this.buildControls(), this.message, this.grid, this.histogramTitle, this.histogram);
+    const [controls, title] = [this.buildControls(), this.histogramTitle];
+    return make("div", { class: "nb-main" }, head, this.descriptions, controls, this.message, this.grid, title, this.histogram);
   }
 
   buildControls() {
@@ -294,7 +305,7 @@ class View {
   }
 
   setCount() {
-    const count = Math.min(Math.max(Math.round(this.count.valueAsNumber) || 1, 1), 50);
+    const count = Math.min(Math.max(Math.round(this.count.valueAsNumber) || 1, 1), MOST);
     this.count.value = count;
     this.set({ k: count });
   }
@@ -417,7 +428,7 @@ class View {
   scrollToUnit() {
     const top = this.get("order").indexOf(this.get("unit")) * ROW_HEIGHT;
     if (top < this.list.scrollTop) this.list.scrollTop = Math.max(top, 0);
-    else if (top + ROW_HEIGHT > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = top + ROW_HEIGHT - this.list.clientHeight;
+    else this.list.scrollTop = Math.max(this.list.scrollTop, top + ROW_HEIGHT - this.list.clientHeight);
   }
 
   // Only the lines in view exist, so that thousands of units cost no more than twenty.
@@ -432,7 +443,13 @@ class View {
   unitRow(unit, place, said, score) {
     return make(
       "div",
-      { class: "nb-unit", role: "option", "aria-selected": String(unit === this.get("unit")), style: `top:${place * ROW_HEIGHT}px`, onclick: () => this.goTo(unit) },
+      {
+        class: "nb-unit",
+        role: "option",
+        "aria-selected": String(unit === this.get("unit")),
+        style: `top:${place * ROW_HEIGHT}px`,
+        onclick: () => this.goTo(unit),
+      },
       make("span", { class: "nb-unit-number", text: unit }),
       make("span", { class: said ? "nb-unit-said" : "nb-unit-said nb-muted", title: said ?? "", text: said ?? "not described" }),
       make("span", { class: "nb-unit-score", text: said ? readable(score) : "" }),
@@ -468,11 +485,12 @@ class View {
   }
 
   pinChip(layer, unit) {
+    const button = (attributes) => make("button", { type: "button", ...attributes });
     return make(
       "span",
       { class: "nb-chip", role: "listitem" },
-      make("button", { type: "button", text: `${layer} · ${unit}`, "aria-label": `Show ${layer} unit ${unit}`, onclick: () => this.set({ layer, unit }) }),
-      make("button", { type: "button", class: "nb-remove", text: "×", "aria-label": `Unpin ${layer} unit ${unit}`, onclick: () => this.togglePin(layer, unit) }),
+      button({ text: `${layer} · ${unit}`, "aria-label": `Show ${layer} unit ${unit}`, onclick: () => this.set({ layer, unit }) }),
+      button({ class: "nb-remove", text: "×", "aria-label": `Unpin ${layer} unit ${unit}`, onclick: () => this.togglePin(layer, unit) }),
     );
   }
 
@@ -509,7 +527,14 @@ class View {
     const spoken = `Exemplar ${i + 1}: ${entry.labels[i]} ${entry.ids[i]}, activation ${readable(entry.activations[i])}`;
     return make(
       "figure",
-      { class: "nb-exemplar", role: "listitem", "aria-label": spoken, "data-image": entry.images[i], onpointerenter: () => this.point(i, true), onpointerleave: () => this.point(i, false) },
+      {
+        class: "nb-exemplar",
+        role: "listitem",
+        "aria-label": spoken,
+        "data-image": entry.images[i],
+        onpointerenter: () => this.point(i, true),
+        onpointerleave: () => this.point(i, false),
+      },
       make("div", { class: "nb-picture" }, base, make("canvas", { class: "nb-overlay", width, height })),
       make(
         "figcaption",
@@ -596,7 +621,8 @@ function drawHistogram(entry, width, point) {
   const svg = drawing("svg", { width, height, role: "img", "aria-label": histogramSpoken(entry) });
   entry.counts.forEach((count, i) => {
     const tall = (Math.log1p(count) / most) * (base - 2);
-    const bar = drawing("rect", { class: "nb-column", x: x(entry.edges[i]) + 0.5, y: base - tall, width: Math.max(x(entry.edges[i + 1]) - x(entry.edges[i]) - 1, 0.5), height: tall });
+    const [from, to] = [x(entry.edges[i]), x(entry.edges[i + 1])];
+    const bar = drawing("rect", { class: "nb-column", x: from + 0.5, y: base - tall, width: Math.max(to - from - 1, 0.5), height: tall });
     bar.append(drawing("title", {}, `${count} images from ${readable(entry.edges[i])} to ${readable(entry.edges[i + 1])}`));
     svg.append(bar);
   });

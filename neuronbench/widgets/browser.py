@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'HERE', 'description_table', 'listed_units', 'jpeg', 'unit_message', 'BrowserState', 'check_descriptions',
-           'small_png', 'Browser', 'browse']
+           'small_png', 'UnitList', 'Browser', 'browse']
 
 # %% ../../nbs/widgets/02_browser.ipynb #31f23c0e
 import base64
@@ -21,7 +21,9 @@ from PIL import Image
 import neuronbench
 from ..basics import choose
 from ..describe.descriptions import COLUMNS
-from .grid import Seen, best_descriptions, card, check_images, choose_unit, evidence, fitted, map_colours, names_of
+from neuronbench.widgets.grid import (
+    Seen, best_descriptions, card, check_images, choose_unit, evidence, fitted, map_colours, names_of,
+)
 
 # %% ../../nbs/widgets/02_browser.ipynb #3984d651
 def description_table(
@@ -115,9 +117,9 @@ class BrowserState(anywidget.AnyWidget):
     pins_csv = traitlets.Unicode(help="The pinned units as the text of a CSV file; made by Python.").tag(sync=True)
     colours = traitlets.Bytes(map_colours().tobytes(), help="The RGB colour of each of the 256 map values.").tag(sync=True)
 
-# %% ../../nbs/widgets/02_browser.ipynb #3603af18
+# %% ../../nbs/widgets/02_browser.ipynb #031a9738
 def check_descriptions(descriptions, recording) -> pd.DataFrame:
-    """The five columns of `descriptions`, for the layers of the recording. Errors: ValueError, IndexError for a unit that is not there."""
+    """The five columns of `descriptions`, for the layers of the recording. Errors: ValueError; IndexError for a missing unit."""
     descriptions = pd.DataFrame(columns=COLUMNS) if descriptions is None else descriptions
     missing = [name for name in COLUMNS if name not in descriptions.columns]
     if missing:
@@ -135,20 +137,54 @@ def small_png(figure) -> bytes:
     Image.open(full).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
-# %% ../../nbs/widgets/02_browser.ipynb #4477b824
-class Browser(BrowserState):
-    """A view of the units of a recording; made by `browse`."""
+# %% ../../nbs/widgets/02_browser.ipynb #c277c341
+class UnitList(BrowserState):
+    """The units of a layer with their descriptions, in the order asked for, and the pins."""
 
-    def __init__(self, recording, images, layer=None, descriptions=None):
-        self.recording, self.images = recording, check_images(recording, images)
-        self.descriptions = check_descriptions(descriptions, recording)
-        self._seen = Seen(images, recording.target)
-        self._picture = functools.lru_cache(4096)(lambda i: jpeg(fitted(self._seen[i])))
-        self._evidence = functools.lru_cache(256)(lambda layer, unit, k: evidence(recording, layer, unit, k))
-        super().__init__(layers=list(recording.layers), layer=choose(layer or recording.layers[-1], recording.layers, "layer"))
+    def __init__(self, recording, layer, descriptions):
+        self.recording, self.descriptions = recording, check_descriptions(descriptions, recording)
+        layer = choose(layer or recording.layers[-1], recording.layers, "layer")
+        super().__init__(layers=list(recording.layers), layer=layer)
         self._list_units()
         self.observe(self._list_units, ["layer", "query", "sort", "method"])
         self.observe(self._write_pins, ["pinned"])
+
+    def _list_units(self, change=None):
+        count = self.recording[self.layer].sizes["unit"]
+        table = description_table(self.descriptions, self.layer, count)
+        with self.hold_sync():
+            self.unit, self.unit_count, self.table = min(self.unit, count - 1), count, table
+            self.method = self.method if self.method in table else next(iter(table), "")
+            self.order = listed_units(table, count, self.query, self.sort, self.method)
+        self._write_pins()
+
+    def _write_pins(self, change=None):
+        self.pins_csv = self.pins.rename(columns={"score": "similarity"}).to_csv(index=False)
+
+    @property
+    def pins(self) -> pd.DataFrame:
+        """The pinned units with the best description of each method: layer, unit, description, score, method."""
+        pinned = pd.DataFrame(self.pinned, columns=["layer", "unit"]).astype({"layer": str, "unit": int})
+        return pinned.merge(best_descriptions(self.descriptions), on=["layer", "unit"], how="left")
+
+    def add_descriptions(self, descriptions: pd.DataFrame):
+        """Show the descriptions of a further method; those that it gave to the same units before are replaced."""
+        new = check_descriptions(descriptions, self.recording)
+        keys = ["layer", "unit", "method"]
+        kept = ~pd.MultiIndex.from_frame(self.descriptions[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
+        self.descriptions = pd.concat([self.descriptions[kept], new], ignore_index=True)
+        self._list_units()
+
+# %% ../../nbs/widgets/02_browser.ipynb #672ac3dd
+class Browser(UnitList):
+    """A view of the units of a recording; made by `browse`."""
+
+    def __init__(self, recording, images, layer=None, descriptions=None):
+        self.images = check_images(recording, images)
+        seen = Seen(images, recording.target)
+        self._picture = functools.lru_cache(4096)(lambda i: jpeg(fitted(seen[i])))
+        self._evidence = functools.lru_cache(256)(lambda layer, unit, k: evidence(recording, layer, unit, k))
+        super().__init__(recording, layer, descriptions)
         self.on_msg(self._answer)
 
     @traitlets.validate("layer")
@@ -159,51 +195,20 @@ class Browser(BrowserState):
     def _check_unit(self, proposal):
         return choose_unit(self.recording, self.layer, proposal["value"])
 
-    def _list_units(self, change=None):
-        """Bring what the view lists up to date with the layer, the search and the order."""
-        count = self.recording[self.layer].sizes["unit"]
-        table = description_table(self.descriptions, self.layer, count)
-        method = self.method if self.method in table else next(iter(table), "")
-        with self.hold_sync():
-            self.set_trait("unit", min(self.unit, count - 1))
-            self.set_trait("unit_count", count)
-            self.set_trait("table", table)
-            self.set_trait("method", method)
-            self.set_trait("order", listed_units(table, count, self.query, self.sort, method))
-        self._write_pins()
-
-    def _write_pins(self, change=None):
-        self.pins_csv = self.pins.rename(columns={"score": "similarity"}).to_csv(index=False)
-
     def _answer(self, widget, content, buffers):
-        """Send the evidence that the view asks for, or the sentence that says why there is none."""
-        layer, unit, k = content["layer"], content["unit"], content["k"]
+        asked = {name: content[name] for name in ("layer", "unit", "k")}
         try:
-            shown = self._evidence(layer, unit, k)
+            shown = self._evidence(*asked.values())
             message, parts = unit_message(shown, self.images, [self._picture(int(i)) for i in shown.images])
         except Exception as error:
-            self.send({"kind": "failed", "layer": layer, "unit": unit, "k": k, "sentence": f"{type(error).__name__}: {error}"})
+            self.send({"kind": "failed", **asked, "sentence": f"{type(error).__name__}: {error}"})
             raise
-        self.send({**message, "k": k}, parts)
-
-    def add_descriptions(self, descriptions: pd.DataFrame):
-        """Show the descriptions of a further method; those it gave before to the same units are replaced. Columns as in `browse`."""
-        new = check_descriptions(descriptions, self.recording)
-        keys = ["layer", "unit", "method"]
-        kept = ~pd.MultiIndex.from_frame(self.descriptions[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
-        self.descriptions = pd.concat([self.descriptions[kept], new], ignore_index=True)
-        self._list_units()
-
-    @property
-    def pins(self) -> pd.DataFrame:
-        """The pinned units with the best description of each method: layer, unit, description, score, method."""
-        pinned = pd.DataFrame(self.pinned, columns=["layer", "unit"]).astype({"layer": str, "unit": int})
-        return pinned.merge(best_descriptions(self.descriptions), on=["layer", "unit"], how="left")
+        self.send({**message, **asked}, parts)
 
     def _repr_mimebundle_(self, **kwargs):
-        """The live view, and the card of the unit for where no kernel runs."""
         bundle, metadata = super()._repr_mimebundle_(**kwargs)
-        figure = card(self.recording, self.images, self.layer, self.unit, self.descriptions, self.k, self.opacity * self.show_map, self.threshold)
+        chosen = {"k": self.k, "opacity": self.opacity * self.show_map, "threshold": self.threshold}
+        figure = card(self.recording, self.images, self.layer, self.unit, self.descriptions, **chosen)
         return {**bundle, "image/png": base64.b64encode(small_png(figure)).decode()}, metadata
 
     def __repr__(self):
@@ -218,7 +223,7 @@ def browse(
 ) -> Browser:
     """A view of every unit: exemplars with activation maps, histogram, descriptions, search, order, pins.
 
-    Errors: KeyError names the nearest layer, ValueError where `images` are not those of the recording or a column of `descriptions` is missing,
-    IndexError where they are about a unit that is not there.
+    Errors: KeyError names the nearest layer, ValueError where `images` are not those of the recording or a column of
+    `descriptions` is missing, IndexError where they are about a unit that is not there.
     """
     return Browser(recording, images, layer, descriptions)

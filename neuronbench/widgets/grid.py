@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'seen_box', 'check_images', 'Seen', 'Evidence', 'evidence', 'choose_unit', 'map_bytes',
+           'ROW', 'HISTOGRAM', 'seen_box', 'check_images', 'Seen', 'map_bytes', 'Evidence', 'evidence', 'choose_unit',
            'best_descriptions', 'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted',
            'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram',
            'card']
@@ -31,15 +31,16 @@ def seen_box(
     width, height = size
     across = np.broadcast_to(np.linspace(0, 255, width), (height, width))
     down = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
-    black, white, across, down = (_flat_response(preprocess, pixels) for pixels in (np.zeros((height, width)), np.full((height, width), 255.0), across, down))
+    flat = (np.zeros((height, width)), np.full((height, width), 255.0), across, down)
+    black, white, across, down = (_response(preprocess, pixels) for pixels in flat)
     if np.abs(white - black).min() < 1e-6:
         return 0, 0, width, height
     left, right = _ends((across - black) / (white - black), axis=0, length=width)
     top, bottom = _ends((down - black) / (white - black), axis=1, length=height)
     return left, top, right, bottom
 
-# %% ../../nbs/widgets/01_grid.ipynb #7a305eed
-def _flat_response(preprocess, pixels):
+
+def _response(preprocess, pixels):
     """Preprocessing's output for a grey picture, channels averaged: (H, W)."""
     grey = Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
     return np.asarray(preprocess(grey), np.float64).mean(0)
@@ -49,7 +50,8 @@ def _ends(ramp, axis, length):
     """Where the outer edges of the first and last output pixel lie along one axis of the image, in pixels."""
     values = ramp.mean(axis)
     slope, start = np.polyfit(np.arange(len(values)), values, 1) if len(values) > 1 else (1.0, 0.5)
-    low, high = (fraction * (length - 1) + 0.5 for fraction in (start - slope / 2, start + (len(values) - 0.5) * slope))
+    edges = start - slope / 2, start + (len(values) - 0.5) * slope
+    low, high = (fraction * (length - 1) + 0.5 for fraction in edges)
     low, high = max(round(low), 0), min(round(high), length)
     return (low, high) if high - low >= 1 else (0, length)
 
@@ -57,7 +59,8 @@ def _ends(ramp, axis, length):
 def check_images(recording, images):
     """`images` if they are those of the recording. Errors: ValueError."""
     if images is not recording.images and images.fingerprint != recording.images.fingerprint:
-        raise ValueError(f"these {len(images)} images are not the {len(recording.images)} images of the recording; pass recording.images")
+        count = len(recording.images)
+        raise ValueError(f"these {len(images)} images are not the {count} images of the recording; pass recording.images")
     return images
 
 
@@ -71,6 +74,18 @@ class Seen:
     def __getitem__(self, i):
         image = self.images[int(i)]
         return image.crop(self.box(image.size))
+
+# %% ../../nbs/widgets/01_grid.ipynb #bbc492f6
+def map_bytes(
+    maps,  # (k, h, w) float or None
+) -> tuple:
+    """Activation maps as uint8 over their common finite range, and that range: (maps, (low, high))."""
+    finite = None if maps is None else maps[np.isfinite(maps)]
+    if finite is None or not finite.size:
+        return None, (0.0, 0.0)
+    low, high = float(finite.min()), float(finite.max())
+    scaled = (np.nan_to_num(maps, nan=low, posinf=high, neginf=low) - low) / (high - low or 1.0)
+    return np.rint(255 * scaled).astype(np.uint8), (low, high)
 
 # %% ../../nbs/widgets/01_grid.ipynb #a5c96e34
 @dataclass(frozen=True)
@@ -96,13 +111,15 @@ def evidence(
     bins: int = 48,  # of the histogram
 ) -> Evidence:
     """The evidence about one unit. Errors: KeyError names the nearest layer, IndexError the units there are."""
-    found = exemplars(recording, choose(layer, recording.layers, "layer"), units=[choose_unit(recording, layer, unit)], k=k)
+    choose(layer, recording.layers, "layer")
+    found = exemplars(recording, layer, units=[choose_unit(recording, layer, unit)], k=k)
     activations = recording[layer].isel(unit=unit).values
     finite = activations[np.isfinite(activations)]
     counts, edges = np.histogram(finite.astype(np.float64), bins=bins)
     ranked = found.images[0] >= 0
     maps, map_range = map_bytes(None if found.maps is None else found.maps[0][ranked])
-    return Evidence(layer, unit, found.images[0][ranked], found.activations[0][ranked], maps, map_range, counts, edges, activations.size - finite.size)
+    images, top = found.images[0][ranked], found.activations[0][ranked]
+    return Evidence(layer, unit, images, top, maps, map_range, counts, edges, activations.size - finite.size)
 
 # %% ../../nbs/widgets/01_grid.ipynb #4ff08678
 def choose_unit(recording, layer, unit):
@@ -112,24 +129,13 @@ def choose_unit(recording, layer, unit):
         raise IndexError(f"layer {layer!r} has units 0 to {count - 1}; {unit} was asked for")
     return int(unit)
 
-
-def map_bytes(
-    maps,  # (k, h, w) float or None
-) -> tuple:
-    """Activation maps as uint8 over their common finite range, and that range: (maps, (low, high))."""
-    finite = None if maps is None else maps[np.isfinite(maps)]
-    if finite is None or not finite.size:
-        return None, (0.0, 0.0)
-    low, high = float(finite.min()), float(finite.max())
-    scaled = (np.nan_to_num(maps, nan=low, posinf=high, neginf=low) - low) / (high - low or 1.0)
-    return np.rint(255 * scaled).astype(np.uint8), (low, high)
-
 # %% ../../nbs/widgets/01_grid.ipynb #a9091baa
 def best_descriptions(
     descriptions: pd.DataFrame,  # columns layer, unit, description, score, method
 ) -> pd.DataFrame:
-    """The row of highest score for each layer, unit and method, in the order given; NaN scores come last, missing descriptions are left out."""
-    ranked = descriptions.dropna(subset=["description"]).reset_index(drop=True).sort_values("score", ascending=False, kind="stable", na_position="last")
+    """The row of highest score for each layer, unit and method, in the order given; missing descriptions are left out."""
+    given = descriptions.dropna(subset=["description"]).reset_index(drop=True)
+    ranked = given.sort_values("score", ascending=False, kind="stable", na_position="last")
     return ranked.drop_duplicates(["layer", "unit", "method"]).sort_index().reset_index(drop=True)
 
 # %% ../../nbs/widgets/01_grid.ipynb #93b0c611
@@ -248,8 +254,9 @@ INK, SOFT, BAR, MARK = "#1a1a1a", "#6b6b6b", "#8ab4dc", "#d84315"
 
 def head_lines(lettering, said):
     """For each method's description: (method, lines, score), fitted to the columns of the head."""
-    return [(lettering.shortened(row.method, SAID - MARGIN - GAP, 9), lettering.lines(row.description, WIDTH - SAID - 0.8, 11, weight="bold"), row.score)
-            for row in said.itertuples()]
+    methods = [lettering.shortened(method, SAID - MARGIN - GAP, 9) for method in said["method"]]
+    descriptions = [lettering.lines(text, WIDTH - SAID - 0.8, 11, weight="bold") for text in said["description"]]
+    return list(zip(methods, descriptions, said["score"]))
 
 
 def draw_head(lettering, layer, unit, lines):
@@ -339,6 +346,7 @@ def card(
     top = draw_head(lettering, layer, unit, lines)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, COLUMNS)
-        draw_exemplar(lettering, MARGIN + column * (CELL + GAP), top + row * ROW, picture, shown.activations[i], *names_of(images, shown.images[i]))
+        left, below = MARGIN + column * (CELL + GAP), top + row * ROW
+        draw_exemplar(lettering, left, below, picture, shown.activations[i], *names_of(images, shown.images[i]))
     draw_histogram(lettering, top + rows * ROW, shown)
     return figure
