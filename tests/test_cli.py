@@ -1,0 +1,85 @@
+"""The terminal's door, tried as a person would."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from neuronbench import cli
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two classes of eight coloured squares."""
+    colours = {"crimson": (200, 20, 60), "navy": (10, 20, 120)}
+    draw = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            noise = draw.integers(-10, 10, (64, 64, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def run(*arguments):
+    return subprocess.run([Path(sys.executable).parent / "neuronbench", *arguments], capture_output=True, text=True)
+
+
+def test_describe_writes_a_csv_and_cards(photographs, tmp_path):
+    torch.manual_seed(0)
+    code = cli.main(["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "0", "5",
+                     "--images", str(photographs), "--method", "invert", "--out", str(tmp_path / "out"), "--cards", "1"])
+    assert code == 0
+    table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
+    assert table.columns.tolist() == ["layer", "unit", "description", "similarity"]
+    assert table.unit.tolist() == [0, 5]
+    assert all(any(name in text for name in ("crimson", "navy")) for text in table.description)
+    cards = list((tmp_path / "out" / "cards").iterdir())
+    assert len(cards) == 1 and Image.open(cards[0]).width > 400
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--network", "resnet18", "--layer", "layer1", "--images", "x"], "torchvision:resnet50"),
+    (["--network", "torchvision:resnet81", "--layer", "layer1", "--images", "x"], "resnet18"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1"], "--images FOLDER or --dataset NAME"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "/no/such/folder"], "/no/such/folder"),
+    (["--network", "torchvision:resnet18", "--layer", "layer9", "--images", "/no/such/folder"], "did you mean 'layer"),
+])
+def test_wrong_input_ends_in_one_sentence(arguments, sentence, capsys):
+    assert cli.main(["describe", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said and said.count("\n") == 1
+
+
+def test_doctor_tells_versions_and_that_the_hub_is_off():
+    done = run("doctor")
+    assert done.returncode == 0, done.stderr
+    assert f"torch            {torch.__version__.split('+')[0]}" in done.stdout and "HF_HUB_OFFLINE" in done.stdout
+
+
+def test_lessons_are_copied_once_and_never_overwritten(tmp_path):
+    first, *_ = cli.lessons(tmp_path / "lessons")
+    first.write_text("mine")
+    cli.lessons(tmp_path / "lessons")
+    assert first.read_text() == "mine"
+
+
+def test_unknown_command_is_refused():
+    done = run("explain")
+    assert done.returncode == 2 and "invalid choice" in done.stderr
+
+
+def test_card_names_never_leave_their_folder(tmp_path):
+    class Bench:
+        def card(self, layer, unit):
+            from matplotlib.figure import Figure
+            return Figure()
+
+    cli.save_results(Bench(), pd.DataFrame(columns=["layer", "unit", "description", "score", "method"]),
+                     {"../../escape": [1]}, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "cards").iterdir()] == [".._.._escape_0001.png"]
+    assert not (Path(tmp_path).parent / "escape_0001.png").exists()
