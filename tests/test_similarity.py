@@ -219,3 +219,10 @@ def test_the_result_lies_where_the_scores_lie(name, device):
     found = SIMILARITIES[name](torch.tensor(scores, device=device), activations)
     assert found.device.type == device
     np.testing.assert_allclose(found.cpu().numpy(), NAIVE[name](scores, activations), atol=5e-3, rtol=1e-3)
+
+
+def test_arrays_that_may_not_be_written_are_read_without_a_warning(recwarn):
+    scores, activations = random_case(30, 4, 2, 0.05, seed=8)
+    scores.flags.writeable = activations.flags.writeable = False
+    wpmi(scores, activations)
+    assert not recwarn.list

@@ -17,7 +17,17 @@ import xarray
 from ..basics import choose, content_key
 from .concepts import concept_set
 from .descriptions import chosen_units, describe_frame, finite_units, kept
-from .similarity import SIMILARITIES, Cosines
+from .similarity import SIMILARITIES, Cosines, soft_wpmi, wpmi
+
+# %% ../../nbs/describe/04_clip_dissect.ipynb #c92c781b
+def _without_ties(
+    result: torch.Tensor,  # (unit, concept) scores
+    second: torch.Tensor,  # (unit, concept) scores that decide among ties
+    tolerance: float = 1e-3,
+) -> torch.Tensor:
+    """`result`, where each unit's concepts within `tolerance` of its best are raised above it in the order of `second`."""
+    best = result.amax(1, keepdim=True)
+    return torch.where(result >= best - tolerance, best + 1 + second - second.amin(1, keepdim=True), result)
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #8ee8a01b
 def best_concepts(
@@ -32,12 +42,14 @@ def best_concepts(
     scores = Cosines(torch.as_tensor(images, device=device), torch.as_tensor(texts, device=device))
     if similarity not in SIMILARITIES.values():
         scores = scores[:, :]  # a function of the user's own gets the whole matrix
-    result = torch.as_tensor(similarity(scores, torch.as_tensor(activations, device=device)))
+    activations = torch.tensor(activations, device=device)
+    result = torch.as_tensor(similarity(scores, activations))
     if tuple(result.shape) != (activations.shape[1], len(texts)):
         raise ValueError(f"the similarity function gave shape {tuple(result.shape)}: expected (unit, concept), "
                          f"{(activations.shape[1], len(texts))}")
-    best = torch.sort(result, dim=1, descending=True, stable=True)
-    return {"concepts": best.indices[:, :count].cpu().numpy(), "scores": best.values[:, :count].float().cpu().numpy()}
+    ranked = _without_ties(result, wpmi(scores, activations)) if similarity is soft_wpmi else result
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :count]
+    return {"concepts": order.cpu().numpy(), "scores": result.gather(1, order).float().cpu().numpy()}
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #595f1c90
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,8 @@ class _Candidate:
 def _extend(beam, rank_sums, counts, labels, within, images):
     """The candidates of `beam` and all their extensions by one label, best first: a stream of _Candidate."""
     scores = auc_from_ranks(rank_sums, counts, images)
-    scores[~_between(counts, within)] = -math.inf
+    unchanged = counts == np.array([candidate.count for candidate in beam])[:, None, None]
+    scores[unchanged | ~_between(counts, within)] = -math.inf
     old = [candidate.auc if _between(candidate.count, within) else -math.inf for candidate in beam]
     merged = np.concatenate([old, scores.ravel()])
     for position in np.argsort(-merged, kind="stable"):
@@ -142,7 +143,7 @@ def _bounds_by_length(labels, length, within):
     single = np.concatenate([counts, len(labels) - counts])
     if _between(single, within).any():
         return [within] * length
-    largest = counts[counts <= within[1]].max(initial=0)
+    largest = int(counts[counts <= within[1]].max(initial=0))
     least = [max(1, within[0] - more * largest) for more in reversed(range(length))]
     if not _between(counts, (least[0], within[1])).any():
         raise ValueError(f"no formula of up to {length} labels is true of {within[0]} to {within[1]} of the {len(labels)} images; "

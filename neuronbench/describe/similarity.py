@@ -57,7 +57,7 @@ def _checked(concept_scores, activations):
 
 
 def _tensor(values):
-    values = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+    values = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.require(values, requirements="W"))
     return values.detach().float()
 
 # %% ../../nbs/describe/03_similarity.ipynb #289e5e6d
