@@ -23,6 +23,11 @@ ARTIFACTS = HERE.parent / "artifacts"
 LESSON = HERE.parent / "nbs" / "lessons" / "01_first_neuron.ipynb"
 WIDTH, HEIGHT = 1400, 1200
 BROWSER = ".nb-browser"
+AS_AT_FIRST = """
+browser.layer, browser.unit, browser.k, browser.pinned = 'maps', 0, 10, []
+browser.query, browser.sort, browser.method = '', 'unit', 'CLIP-Dissect'
+browser.show_map, browser.opacity, browser.threshold = True, 0.5, 0.5
+"""
 CODE = f"""import sys
 sys.path.insert(0, {str(HERE)!r})
 from tiny_recording import tiny_recording, tiny_descriptions
@@ -67,21 +72,22 @@ def opened(lab, chromium):
 @pytest.fixture
 def page(opened):
     """The browser on unit 0 of "maps", nothing searched, pinned or sorted, its keys active."""
-    kernel_says(opened, "browser.layer, browser.query, browser.sort, browser.method, browser.pinned, browser.k = 'maps', '', 'unit', 'CLIP-Dissect', [], 10\n"
-                        "browser.unit, browser.show_map, browser.opacity, browser.threshold = 0, True, 0.5, 0.5")
+    kernel_says(opened, AS_AT_FIRST)
     wait_for_unit(opened, 0)
     opened.locator(BROWSER).focus()
     return opened
 
 
 def wait_for_unit(page, unit, layer="maps"):
-    page.wait_for_selector(f'{BROWSER}[data-unit="{unit}"][data-layer="{layer}"]:not([data-waiting])', timeout=30_000)
+    shown = f'{BROWSER}[data-unit="{unit}"][data-layer="{layer}"]:not([data-waiting])'
+    page.wait_for_selector(shown, timeout=30_000)
 
 
 def exemplars_on(page):
     """What the page shows below each exemplar: (image, activation, label, id)."""
     return page.locator(".nb-exemplar").evaluate_all(
-        "all => all.map(one => [Number(one.dataset.image), ...['activation', 'label', 'id'].map(part => one.querySelector(`.nb-${part}`).textContent)])")
+        """all => all.map(one => [Number(one.dataset.image),
+             ...['activation', 'label', 'id'].map(part => one.querySelector(`.nb-${part}`).textContent)])""")
 
 
 def expected_exemplars(recording, layer, unit, k=10):
@@ -239,7 +245,9 @@ def test_the_histogram_marks_the_exemplars(page, recording):
     assert page.locator(".nb-mark.nb-lit").count() == 1
 
 
-@pytest.mark.parametrize("unit, sentence, count", [(1, "8 images have a NaN or infinite activation; they are not ranked.", 10), (2, "60 images have a NaN", 0)])
+@pytest.mark.parametrize("unit, sentence, count", [
+    (1, "8 images have a NaN or infinite activation; they are not ranked.", 10), (2, "60 images have a NaN", 0),
+])
 def test_nonfinite_activations_are_reported(page, unit, sentence, count):
     kernel_says(page, f"browser.unit = {unit}")
     wait_for_unit(page, unit)
@@ -247,7 +255,10 @@ def test_nonfinite_activations_are_reported(page, unit, sentence, count):
 
 
 def test_a_failure_is_told_as_plain_text_and_does_not_last(page, chromium, recording):
-    kernel_says(page, "works = browser._evidence\ndef fails(*asked): raise OSError('the disk is <b>gone</b>')\nbrowser._evidence = fails\nbrowser.unit = 25")
+    kernel_says(page, "works = browser._evidence\n"
+                      "def fails(*asked): raise OSError('the disk is <b>gone</b>')\n"
+                      "browser._evidence = fails\n"
+                      "browser.unit = 25")
     page.get_by_text("OSError: the disk is <b>gone</b>").wait_for()
     kernel_says(page, "browser._evidence = works")
     page.keyboard.press("ArrowRight")
@@ -297,7 +308,8 @@ def test_descriptions_of_every_method_show_and_new_ones_arrive(page):
     assert page.locator(".nb-method").all_text_contents() == ["CLIP-Dissect", "INVERT"]
     assert page.locator(".nb-said").all_text_contents() == words["description"].tolist()
     assert page.locator(".nb-score").all_text_contents() == [readable(score) for score in words["score"]]
-    kernel_says(page, "import pandas as pd\nbrowser.add_descriptions(pd.DataFrame({'layer': ['maps'], 'unit': [4], 'description': ['a late one'], 'score': [3.0], 'method': ['MILAN']}))")
+    row = {"layer": ["maps"], "unit": [4], "description": ["a late one"], "score": [3.0], "method": ["MILAN"]}
+    kernel_says(page, f"import pandas as pd\nbrowser.add_descriptions(pd.DataFrame({row!r}))")
     page.get_by_text("a late one").first.wait_for()
 
 
@@ -347,7 +359,8 @@ def test_nothing_overflows_at_any_width(page, width):
     inside = page.locator(BROWSER).evaluate(
         """root => { const { left, right } = root.getBoundingClientRect();
                      const shown = [...root.querySelectorAll('*')].filter(e => e.getClientRects().length);
-                     const out = shown.filter(e => e.getBoundingClientRect().right > right + 1 || e.getBoundingClientRect().left < left - 1);
+                     const outside = box => box.right > right + 1 || box.left < left - 1;
+                     const out = shown.filter(e => outside(e.getBoundingClientRect()));
                      return [root.scrollWidth <= root.clientWidth, out.map(e => e.className)]; }""")
     page.locator(BROWSER).screenshot(path=ARTIFACTS / f"browser_{width}.png")
     page.locator(BROWSER).evaluate("root => { root.style.width = ''; }")
@@ -356,7 +369,8 @@ def test_nothing_overflows_at_any_width(page, width):
 
 def test_every_control_has_a_name(page):
     unnamed = page.locator(f"{BROWSER} :is(input, select, button)").evaluate_all(
-        "all => all.filter(one => !one.getAttribute('aria-label') && !one.textContent.trim()).map(one => one.outerHTML)")
+        """all => all.filter(one => !one.getAttribute('aria-label') && !one.textContent.trim())
+                  .map(one => one.outerHTML)""")
     assert unnamed == []
 
 
@@ -400,7 +414,8 @@ def test_the_first_lesson_runs_and_its_browser_works(lab, chromium):
 def assert_exemplars_are_the_top(page):
     """The page shows the images and activations that the recording in the kernel ranks first."""
     layer, unit = page.locator(BROWSER).evaluate("root => [root.dataset.layer, Number(root.dataset.unit)]")
-    code = f"top = browser.recording.top({layer!r}, {unit}, browser.k); print(__import__('json').dumps([top['image'].tolist(), top['activation'].tolist()]))"
+    code = (f"import json\ntop = browser.recording.top({layer!r}, {unit}, browser.k)\n"
+            "print(json.dumps([top['image'].tolist(), top['activation'].tolist()]))")
     images, activations = json.loads(kernel_says(page, code))
     on_page = exemplars_on(page)
     assert [one[0] for one in on_page] == images and [one[1] for one in on_page] == [readable(value) for value in activations]

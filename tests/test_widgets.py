@@ -130,7 +130,8 @@ def test_numbers_are_readable():
 
 
 def test_best_descriptions_keep_one_row_per_unit_and_method():
-    rows = [("a", 0, "low", 0.1, "m"), ("a", 0, "none", np.nan, "m"), ("a", 0, "high", 0.9, "m"), ("a", 0, "other", 0.2, "n"), ("a", 1, None, 0.5, "m")]
+    rows = [("a", 0, "low", 0.1, "m"), ("a", 0, "none", np.nan, "m"), ("a", 0, "high", 0.9, "m"),
+            ("a", 0, "other", 0.2, "n"), ("a", 1, None, 0.5, "m")]
     best = best_descriptions(pd.DataFrame(rows, columns=["layer", "unit", "description", "score", "method"]))
     assert best["description"].tolist() == ["high", "other"]
 
