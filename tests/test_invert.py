@@ -280,3 +280,10 @@ def test_p_value_is_that_of_mann_whitney():
     rng = np.random.default_rng(0)
     truth, values = rng.random(80) < 0.3, rng.normal(size=80)
     assert p_value(values, truth) == mannwhitneyu(values[truth], values[~truth]).pvalue
+
+
+def test_formulas_that_may_be_chance_are_said_to_be():
+    """With one image for each label, every unit has a perfect formula: its best image."""
+    table = pd.DataFrame({"p_value": [0.09, 0.001, math.nan]})
+    with pytest.warns(UserWarning, match=r"1 of 3 formulas may be chance"):
+        invert._warn_of_chance(table)

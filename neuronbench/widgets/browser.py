@@ -21,8 +21,9 @@ from PIL import Image
 import neuronbench
 from ..basics import choose
 from ..describe.descriptions import COLUMNS
+from ..probe.recording import check_images
 from neuronbench.widgets.grid import (
-    Seen, best_descriptions, card, check_images, choose_unit, evidence, fitted, map_colours, names_of,
+    Seen, best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of,
 )
 
 # %% ../../nbs/widgets/02_browser.ipynb #3984d651
