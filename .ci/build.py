@@ -27,13 +27,13 @@ def modules(root=ROOT):
 
 
 def readme(root=ROOT):
-    """README.md as text: the index notebook without its code cells' outputs, links made relative to the top."""
+    """README.md as text: the index notebook, its links made relative to the top."""
+    import nbformat
     from nbconvert import MarkdownExporter
-    from nbconvert.preprocessors import RegexRemovePreprocessor
 
-    exporter = MarkdownExporter()
-    exporter.register_preprocessor(RegexRemovePreprocessor(patterns=[r"\s*#\|\s*hide"]), enabled=True)
-    text, _ = exporter.from_filename(str(root / "nbs" / "index.ipynb"))
+    notebook = nbformat.read(root / "nbs" / "index.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}  # what a clean notebook leaves out colours the code
+    text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r"\]\((?!https?:|#)([^)]+)\)", r"](nbs/\1)", text).replace("](nbs/../", "](")
     return "<!-- Made from nbs/index.ipynb by `make export`; edit that. -->\n\n" + text.strip() + "\n"
 
