@@ -16,7 +16,7 @@ lab: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python .ci/build.py chromium
 	$(BIN)/python .ci/build.py check
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/installed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'demo', 'save_results', 'lessons', 'lab', 'load_target', 'load_images', 'describe', 'local_models',
-           'hub_answer', 'doctor', 'parser', 'main', 'run']
+           'hub_answer', 'doctor', 'train', 'parser', 'main', 'run']
 
 # %% ../nbs/03_cli.ipynb #4c33d121
 import argparse
@@ -180,6 +180,23 @@ def _version(package):
     except metadata.PackageNotFoundError:
         return "not installed"
 
+# %% ../nbs/03_cli.ipynb #00cdf5fc
+def train(
+    folder,  # where the weights go: one folder for each model
+    seed=0,
+    scenes=10_000,  # how many to learn from
+    epochs=16,  # passes over them
+    held_out=2000,  # how many to be measured on
+):
+    """Train the embedded world's models from scratch and print how well they came out."""
+    from neuronbench.embedded.training import train_world
+    from neuronbench.embedded.world import World, evaluate_world
+    from neuronbench.probe.recording import record
+
+    fresh = World(train_world(folder, seed, scenes, epochs), held_out)
+    print(evaluate_world(fresh, record(fresh.target, fresh.images)).to_string(index=False))
+    print(f"Written: {folder}. neuronbench.embedded.world.World({str(folder)!r}) loads it.")
+
 # %% ../nbs/03_cli.ipynb #0a8b4ca4
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
@@ -236,6 +253,4 @@ def run(arguments):
         return doctor()
     if arguments.command == "describe":
         return describe(arguments)
-    from neuronbench.embedded.training import train_world
-
-    return train_world(arguments.folder, seed=arguments.seed)
+    return train(arguments.folder, arguments.seed)
