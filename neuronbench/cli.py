@@ -169,7 +169,7 @@ def doctor():
         print(f"{package:<16} {_version(package)}")
     free = shutil.disk_usage(cache_folder()).free / 2**30
     print(f"device           {best_device()}")
-    print(f"cache            {cache_folder()} ({free:.0f} GiB free)")
+    print(f"cache            {str(cache_folder()).replace(str(Path.home()), '~', 1)} ({free:.0f} GiB free)")
     print(f"local models     the embedded world; {', '.join(local_models()) or 'none from the hub'}")
     print(f"hub              {hub_answer()}")
 
