@@ -6,7 +6,6 @@
 __all__ = ['choose', 'UnknownChoice', 'content_key', 'cache_folder', 'best_device']
 
 # %% ../nbs/00_basics.ipynb #7625efef
-import dataclasses
 import difflib
 import functools
 import hashlib

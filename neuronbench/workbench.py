@@ -12,6 +12,7 @@ import pandas as pd
 
 from .basics import cache_folder, choose
 from .describe.clip_dissect import CLIPDissect
+from .describe.descriptions import COLUMNS
 from .describe.invert import INVERT
 from .embedded.world import world
 from .foundation.clip import CLIP
@@ -40,7 +41,7 @@ class Workbench:
     ):
         self.target, self.images, self.store = target, images, store
         self.clip, self.concepts, self.concept_labels = clip, concepts, concept_labels
-        self.descriptions = pd.DataFrame(columns=["layer", "unit", "description", "score", "method"])
+        self.descriptions = pd.DataFrame(columns=COLUMNS)
 
     @classmethod
     def demo(cls, store=None):

@@ -6,7 +6,6 @@
 
 import json
 import os
-import platform
 import secrets
 import shutil
 import subprocess

@@ -3,7 +3,6 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +106,7 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 
 
 # %% what needs torch
-from neuronbench.embedded import target as world_target, tools, training  # noqa: E402
+from neuronbench.embedded import tools, training  # noqa: E402
 from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
 from neuronbench.embedded.world import WEIGHTS, World, world  # noqa: E402
 

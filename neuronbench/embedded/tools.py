@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .scenes import CATEGORIES, CONCEPTS, KINDS, SETTINGS, SHAPES, TIMES, Scene, caption, parts_of
+from .scenes import CONCEPTS, SETTINGS, TIMES, Scene, caption
 
 # %% ../../nbs/embedded/06_tools.ipynb #1142d92c
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"

@@ -7,7 +7,6 @@ __all__ = ['GRID', 'DrawnScenes', 'draw_scenes', 'fit', 'map_loss', 'presence_lo
            'own_caption_loss', 'train_clip', 'world_tokenizer', 'foreign_words', 'train_world']
 
 # %% ../../nbs/embedded/07_training.ipynb #8061b86c
-import math
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from ..basics import content_key
 from .images import BadImage
-from .recording import Recording, _decoded
+from .recording import Recording, _checked_unit, _decoded
 from .target import Target
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
@@ -148,9 +148,7 @@ def exemplars(
 
 
 def _checked_units(units, values, layer):
-    count = values.shape[1]
-    units = np.arange(count) if units is None else np.atleast_1d(np.asarray(units, dtype=np.int64))
-    wrong = units[(units < 0) | (units >= count)]
-    if len(wrong):
-        raise IndexError(f"no unit {wrong[0]} in layer {layer!r}: it has {count} units (0..{count - 1})")
+    units = np.arange(values.shape[1]) if units is None else np.atleast_1d(np.asarray(units, dtype=np.int64))
+    for unit in units:
+        _checked_unit(unit, values, layer)
     return units
