@@ -1,6 +1,8 @@
 """Keys made from content: equal content gives one key, any change another, in every process."""
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from neuronbench.basics import cache_folder, choose, content_key
+from neuronbench.basics import ContentStore, cache_folder, choose, content_key
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -85,3 +87,20 @@ def test_an_unknown_name_without_a_near_one_lists_the_choices():
 def test_the_cache_folder_follows_its_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "here"))
     assert cache_folder("clip") == tmp_path / "here" / "clip" and cache_folder("clip").is_dir()
+
+
+def test_store_keeps_all_or_nothing(tmp_path):
+    store = ContentStore(tmp_path / "store.sqlite")
+    with pytest.raises(sqlite3.Error):
+        store.put({"a": b"kept", "b": object()})
+    assert store.get(["a", "b"]) == {}
+    store.put({str(number): bytes([number % 256]) for number in range(1200)})
+    found = store.get([*map(str, range(1199, -1, -1)), "absent"])
+    assert len(found) == 1200 and found["7"] == b"\x07"
+
+
+def test_store_is_shared_by_threads(tmp_path):
+    store = ContentStore(tmp_path / "store.sqlite")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.put({str(number): b"x" * number}), range(64)))
+    assert {key: len(value) for key, value in store.get(map(str, range(64))).items()} == {str(number): number for number in range(64)}

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import neuronbench as nb
-from neuronbench.foundation.clip import CLIP, EmbeddingStore
+from neuronbench.foundation.clip import CLIP
 
 TINY = {"embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
@@ -230,17 +230,6 @@ def test_one_sentence_when_the_hub_cannot_be_reached(arguments, monkeypatch):
     with pytest.raises(ConnectionError, match="not on this machine and could not be fetched") as caught:
         CLIP(*arguments)
     assert "\n" not in str(caught.value)
-
-
-def test_store_keeps_all_or_nothing(tmp_path):
-    store = EmbeddingStore(tmp_path / "store.sqlite")
-    with pytest.raises(ValueError):
-        store.put(["a", "b"], np.ones((1, 4), "f4"))
-    assert store.get(["a", "b"]) == {}
-    keys = [str(number) for number in range(1200)]
-    store.put(keys, np.arange(1200 * 4, dtype="f4").reshape(1200, 4))
-    found = store.get(keys[::-1] + ["absent"])
-    assert len(found) == 1200 and found["7"].tolist() == [28, 29, 30, 31]
 
 
 def test_hostile_text_is_only_text(clip):
