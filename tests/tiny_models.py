@@ -28,7 +28,7 @@ def tokenizer(special=SPECIAL):
                                    extra_special_tokens=special[4:])
 
 
-def _seeded(build, seed, spread=3.0):
+def _seeded(build, seed, spread=5.0):
     """The model that `build` makes; its matrices are spread out so that different images get different answers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def blip(folder, seed=0):
 
     words = tokenizer()
     layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    config = BlipConfig(vision_config=dict(layers, image_size=32, patch_size=8),
+    config = BlipConfig(vision_config=dict(layers, image_size=32, patch_size=8, initializer_range=0.02),  # its own default is 1e-10
                         text_config=dict(layers, vocab_size=len(words), encoder_hidden_size=32, max_position_embeddings=64, pad_token_id=0,
                                          bos_token_id=2, eos_token_id=3, sep_token_id=3), projection_dim=32)
     model = _seeded(lambda: BlipForConditionalGeneration(config), seed)
@@ -67,8 +67,9 @@ def blip2(folder, seed=0):
     layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     language = OPTConfig(vocab_size=len(words), hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=32,
                          max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    config = Blip2Config(vision_config=dict(layers, image_size=32, patch_size=8), qformer_config=dict(layers, vocab_size=len(words)),
-                         text_config=language.to_dict(), num_query_tokens=4, image_token_index=SPECIAL.index("<image>"))
+    config = Blip2Config(vision_config=dict(layers, image_size=32, patch_size=8, initializer_range=0.02),
+                         qformer_config=dict(layers, vocab_size=len(words)), text_config=language.to_dict(),
+                         num_query_tokens=4, image_token_index=SPECIAL.index("<image>"))
     model = _seeded(lambda: Blip2ForConditionalGeneration(config), seed)
     torch.nn.init.normal_(model.query_tokens, generator=torch.Generator().manual_seed(seed))
     return _saved(folder, model, Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), words, num_query_tokens=4))
