@@ -1,70 +1,19 @@
 /* The view of neuronbench.widgets.browser.Browser: it draws what Python sends and tells Python what a person chose.
-   Text from files, models and people is only ever set through textContent. */
+   The file parts.js comes before it. */
 
 const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
 const PAGE = 10; // units that PageUp and PageDown skip
 const MOST = 50; // exemplars at most, as in Python
 const REACH = 3; // neighbours fetched ahead on each side
 const KEPT = 300; // pictures that are kept, some 80 MB
-const LINE = 2; // px of a picture, the line around the part of a map above the threshold
 const MARK = 5; // px, half the width of an exemplar's mark in the histogram
 
 export default {
   render({ model, el }) {
-    const view = new View(model, el);
+    const view = new BrowserView(model, el);
     return () => view.remove();
   },
 };
-
-/* ---------------------------------------------------------------- elements */
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = value;
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
-function drawing(tag, attributes = {}, text = null) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text !== null) node.textContent = text;
-  return node;
-}
-
-function options(select, values, chosen) {
-  select.replaceChildren(...values.map((value) => make("option", { value, text: value })));
-  select.value = chosen;
-}
-
-function field(label, control, ...rest) {
-  return make("label", { class: "nb-field" }, make("span", { text: label }), control, ...rest);
-}
-
-function numberInput(label, min, onchange) {
-  return make("input", { type: "number", class: "nb-number", min, "aria-label": label, onchange });
-}
-
-function key(name) {
-  return make("kbd", { text: name });
-}
-
-/* ---------------------------------------------------------------- numbers */
-
-function readable(value) {
-  if (value === null || !Number.isFinite(value)) return "–";
-  const size = Math.abs(value);
-  if (size >= 1e5 || (size < 1e-3 && size > 0)) return value.toExponential(1);
-  return value.toFixed(size >= 100 ? 1 : size >= 1 ? 2 : 3);
-}
-
-function percent(share) {
-  return `${Math.round(100 * share)} %`;
-}
 
 /* ---------------------------------------------------------------- activation maps */
 
@@ -89,35 +38,6 @@ function positions(small, large) {
     const first = Math.floor(at);
     return [first, Math.min(first + 1, small - 1), at - first];
   });
-}
-
-// The map's colours where it exceeds the threshold, and a line around that region.
-function paintMap(canvas, values, colours, threshold, opacity) {
-  const { width, height } = canvas;
-  const context = canvas.getContext("2d");
-  const picture = context.createImageData(width, height);
-  const limit = 255 * threshold;
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      if (values[i] < limit) continue;
-      const border = limit > 0 && touchesOutside(values, i, x, y, width, height, limit);
-      const colour = 3 * (border ? 255 : values[i]);
-      picture.data[4 * i] = colours.getUint8(colour);
-      picture.data[4 * i + 1] = colours.getUint8(colour + 1);
-      picture.data[4 * i + 2] = colours.getUint8(colour + 2);
-      picture.data[4 * i + 3] = 255 * (border ? Math.min(1, 1.6 * opacity) : opacity);
-    }
-  }
-  context.putImageData(picture, 0, 0);
-}
-
-function touchesOutside(values, i, x, y, width, height, limit) {
-  return (
-    (x >= LINE && values[i - LINE] < limit) ||
-    (x < width - LINE && values[i + LINE] < limit) ||
-    (y >= LINE && values[i - LINE * width] < limit) ||
-    (y < height - LINE && values[i + LINE * width] < limit)
-  );
 }
 
 /* ---------------------------------------------------------------- evidence that has arrived */
@@ -147,12 +67,12 @@ class Kept {
 
 async function decode(message, buffers) {
   const [maps, pictures] = message.map_shape ? [buffers[0], buffers.slice(1)] : [null, buffers];
-  const bitmaps = await Promise.all(pictures.map((bytes) => createImageBitmap(new Blob([bytes], { type: "image/jpeg" }))));
-  return { ...message, bitmaps, enlarged: maps ? enlargeAll(maps, message.map_shape, bitmaps) : null };
+  const drawn = await bitmaps(pictures);
+  return { ...message, bitmaps: drawn, enlarged: maps ? enlargeAll(maps, message.map_shape, drawn) : null };
 }
 
 function enlargeAll(maps, [height, width], bitmaps) {
-  const bytes = new Uint8Array(maps.buffer, maps.byteOffset, maps.byteLength);
+  const bytes = bytesOf(maps);
   return bitmaps.map((bitmap, i) => {
     const map = bytes.subarray(i * height * width, (i + 1) * height * width);
     return enlarge(map, height, width, bitmap.height, bitmap.width);
@@ -161,9 +81,9 @@ function enlargeAll(maps, [height, width], bitmaps) {
 
 /* ---------------------------------------------------------------- the view */
 
-class View {
+class BrowserView extends View {
   constructor(model, el) {
-    this.model = model;
+    super(model);
     this.kept = new Kept();
     this.asked = null; // the name of the evidence Python is working on
     this.failed = new Map(); // name -> Python's sentence
@@ -175,30 +95,20 @@ class View {
 
   remove() {
     this.resized.disconnect();
-    this.root.remove();
+    super.remove();
   }
 
   /* what is where */
 
   build() {
+    this.bar = new UnitBar(this);
     return make(
       "div",
-      { class: "nb-browser", tabindex: "0", role: "application", "aria-label": "Browser of units" },
-      this.buildBar(),
+      { class: "nb-view nb-browser", tabindex: "0", role: "application", "aria-label": "Browser of units" },
+      this.bar.root,
       make("div", { class: "nb-body" }, this.buildSide(), this.buildMain()),
       this.buildHints(),
     );
-  }
-
-  buildBar() {
-    this.layer = make("select", { "aria-label": "Layer", onchange: () => this.setLayer(this.layer.value) });
-    this.number = numberInput("Unit number", 0, () => this.goTo(this.number.valueAsNumber));
-    this.total = make("span", { class: "nb-muted" });
-    this.slider = make("input", { type: "range", class: "nb-slider", min: "0", step: "1", "aria-label": "Unit" });
-    this.slider.addEventListener("input", () => this.goTo(this.slider.valueAsNumber));
-    const step = (label, text, by) => make("button", { type: "button", class: "nb-step", "aria-label": label, title: label, text, onclick: () => this.move(by) });
-    const [before, after] = [step("Previous unit", "‹", -1), step("Next unit", "›", 1)];
-    return make("div", { class: "nb-bar" }, field("Layer", this.layer), field("Unit", this.number, this.total), before, this.slider, after);
   }
 
   buildSide() {
@@ -278,26 +188,15 @@ class View {
   /* what changes what */
 
   listen() {
-    const on = (names, act) => names.forEach((name) => this.model.on(`change:${name}`, act));
-    on(["layers", "layer", "unit_count", "unit", "k", "order", "table", "method", "sort", "query"], () => this.refresh());
-    on(["layer", "unit", "k"], () => this.scrollToUnit());
-    on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
-    on(["opacity", "threshold", "show_map"], () => this.showMaps());
-    on(["pinned"], () => this.showPins());
+    this.on(["layers", "layer", "unit_count", "unit", "k", "order", "table", "method", "sort", "query"], () => this.refresh());
+    this.on(["layer", "unit", "k"], () => this.scrollToUnit());
+    this.on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
+    this.on(["opacity", "threshold", "show_map"], () => this.showMaps());
+    this.on(["pinned"], () => this.showPins());
     this.model.on("msg:custom", (message, buffers) => this.receive(message, buffers));
-    this.root.addEventListener("keydown", (event) => this.press(event));
-    this.root.addEventListener("pointerdown", (event) => this.takeFocus(event));
+    this.listenToKeys();
     this.resized = new ResizeObserver(() => this.showHistogram());
     this.resized.observe(this.histogram);
-  }
-
-  get(name) {
-    return this.model.get(name);
-  }
-
-  set(values) {
-    for (const [name, value] of Object.entries(values)) this.model.set(name, value);
-    this.model.save_changes();
   }
 
   setLayer(layer) {
@@ -333,21 +232,10 @@ class View {
   }
 
   download() {
-    const address = URL.createObjectURL(new Blob([this.get("pins_csv")], { type: "text/csv" }));
-    make("a", { href: address, download: "pinned_units.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
+    save("pinned_units.csv", "text/csv", this.get("pins_csv"));
   }
 
   /* keys */
-
-  press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter")) return; // save, run the cell
-    event.stopPropagation(); // a plain key is ours: JupyterLab's command mode would cut, copy or delete the cell
-    const act = this.actionFor(event.key, event.target);
-    if (!act) return;
-    event.preventDefault();
-    act();
-  }
 
   actionFor(name, target) {
     if (target.matches("input[type=search]")) return this.searchAction(name);
@@ -386,12 +274,6 @@ class View {
     }[name];
   }
 
-  // A click anywhere in the browser makes its keys work; JupyterLab would keep the focus on the cell.
-  takeFocus(event) {
-    event.stopPropagation();
-    if (!event.target.closest("input, select, button")) this.root.focus({ preventScroll: true });
-  }
-
   /* what is shown */
 
   refresh() {
@@ -404,11 +286,7 @@ class View {
   }
 
   showBar() {
-    const [unit, count] = [this.get("unit"), this.get("unit_count")];
-    options(this.layer, this.get("layers"), this.get("layer"));
-    this.number.max = this.slider.max = count - 1;
-    this.number.value = this.slider.value = unit;
-    this.total.textContent = `of ${count}`;
+    this.bar.show();
     this.count.value = this.get("k");
   }
 
@@ -522,8 +400,6 @@ class View {
 
   exemplar(entry, i) {
     const { width, height } = entry.bitmaps[i];
-    const base = make("canvas", { width, height });
-    base.getContext("2d").drawImage(entry.bitmaps[i], 0, 0);
     const spoken = `Exemplar ${i + 1}: ${entry.labels[i]} ${entry.ids[i]}, activation ${readable(entry.activations[i])}`;
     return make(
       "figure",
@@ -535,7 +411,7 @@ class View {
         onpointerenter: () => this.point(i, true),
         onpointerleave: () => this.point(i, false),
       },
-      make("div", { class: "nb-picture" }, base, make("canvas", { class: "nb-overlay", width, height })),
+      make("div", { class: "nb-picture" }, canvasOf(entry.bitmaps[i]), make("canvas", { class: "nb-overlay", width, height })),
       make(
         "figcaption",
         {},
@@ -566,7 +442,7 @@ class View {
     this.thresholdText.textContent = spatial ? this.thresholdSpoken(entry, threshold) : percent(threshold);
     this.grid.querySelectorAll(".nb-overlay").forEach((canvas, i) => {
       canvas.hidden = !on || !spatial;
-      if (on && spatial) paintMap(canvas, entry.enlarged[i], this.get("colours"), threshold, opacity);
+      if (on && spatial) paintMap(canvas, entry.enlarged[i], this.get("colours"), entry.enlarged[i].map((value) => value >= 255 * threshold), opacity);
     });
   }
 

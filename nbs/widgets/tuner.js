@@ -1,0 +1,174 @@
+/* What every tuner's view is made of: the bar, controls bound to traits, the run line, the code. The file parts.js comes before it. */
+
+const COPIED = 1600; // ms that the button says so
+
+// Subclasses give `title`, `buildSide`, `buildMain`, `show` and, where Python sends pictures, `receive`.
+class TunerView extends View {
+  constructor(model, el) {
+    super(model);
+    this.controls = []; // functions that bring a control up to date with its traits
+    this.arrived = Promise.resolve();
+    this.root = this.build();
+    el.append(this.root);
+    this.listenToKeys();
+    this.listen();
+    this.refresh();
+    this.send("ask");
+  }
+
+  /* what is where */
+
+  build() {
+    this.bar = new UnitBar(this);
+    this.message = make("div", { class: "nb-message", role: "status" });
+    const name = { class: `nb-view nb-tuner ${this.kind}`, tabindex: "0", role: "group", "aria-label": this.title };
+    const body = make("div", { class: "nb-body" }, make("div", { class: "nb-side" }, ...this.buildSide()), make("div", { class: "nb-main" }, ...this.buildMain()));
+    return make("div", name, this.bar.root, this.message, body, this.buildFoot());
+  }
+
+  buildFoot() {
+    this.copied = make("button", { type: "button", class: "nb-button", text: "Copy as code", onclick: () => this.copyCode() });
+    this.codeText = make("code", {});
+    this.codeBox = make("details", { class: "nb-code" }, make("summary", { text: "Code" }), make("pre", { tabindex: "0" }, this.codeText));
+    return make("div", { class: "nb-foot" }, this.buildRun(), make("div", { class: "nb-row" }, this.codeBox, this.copied));
+  }
+
+  // Run, what is running, Stop; only for tuners that name their run.
+  buildRun() {
+    this.run = make("button", { type: "button", class: "nb-button nb-run", onclick: () => this.send("run") });
+    this.stop = make("button", { type: "button", class: "nb-button", text: "Stop", onclick: () => this.send("stop") });
+    this.progress = make("progress", { "aria-label": "Progress of the run" });
+    this.step = make("span", { class: "nb-step-text", "aria-live": "polite" });
+    this.runLine = make("div", { class: "nb-controls nb-run-line" }, this.run, this.stop, this.progress, this.step);
+    this.runLine.hidden = !this.runs;
+    return this.runLine;
+  }
+
+  // A slider bound to a trait; it moves while being dragged.
+  slider(trait, label, { min, max, step, format = String, help }) {
+    const control = make("input", { type: "range", min, max, step, "aria-label": label, title: help ?? "" });
+    const value = make("output", { class: "nb-share" });
+    control.addEventListener("input", () => this.set({ [trait]: control.valueAsNumber }));
+    this.controls.push(() => {
+      const now = this.get(trait);
+      if (now !== null) control.value = now;
+      value.textContent = now === null ? "" : format(now);
+    });
+    return make("label", { class: "nb-setting", title: help ?? "" }, make("span", { class: "nb-setting-name", text: label }), value, control);
+  }
+
+  choice(trait, label, values, help) {
+    const control = make("select", { "aria-label": label, onchange: () => this.set({ [trait]: control.value }) });
+    this.controls.push(() => options(control, typeof values === "string" ? this.get(values) : values, this.get(trait)));
+    return make("label", { class: "nb-setting", title: help ?? "" }, make("span", { class: "nb-setting-name", text: label }), control);
+  }
+
+  /* what changes what */
+
+  listen() {
+    this.on(["layers", "layer", "unit", "unit_count", "alone"], () => this.showBar());
+    this.on(["running"], () => this.showRun());
+    this.on(["message"], () => this.showMessage());
+    this.on(["code"], () => this.showCode());
+    this.model.on("msg:custom", (content, buffers) => {
+      this.arrived = this.arrived.then(() => this.receive(content, buffers)); // pictures take a moment to decode; the order stays
+    });
+  }
+
+  send(kind, rest = {}) {
+    this.model.send({ kind, ...rest });
+  }
+
+  receive() {}
+
+  setLayer(layer) {
+    this.set({ layer, unit: 0 });
+  }
+
+  goTo(unit) {
+    if (Number.isFinite(unit)) this.set({ unit: Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1) });
+    this.showBar();
+  }
+
+  move(steps) {
+    this.goTo(this.get("unit") + steps);
+  }
+
+  async copyCode() {
+    await copy(this.get("code"), this.root);
+    this.copied.textContent = "Copied";
+    setTimeout(() => (this.copied.textContent = "Copy as code"), COPIED);
+  }
+
+  /* keys */
+
+  press(event) {
+    if (event.target.matches("textarea, input") && event.key === "Enter" && (event.ctrlKey || event.metaKey)) return this.runNow(event);
+    if (event.target.matches("textarea") && event.key === "Enter") return event.stopPropagation(); // a line, not a run of the cell
+    super.press(event);
+  }
+
+  runNow(event) {
+    event.stopPropagation();
+    event.preventDefault();
+    if (this.runs && !this.run.disabled) this.send("run");
+  }
+
+  actionFor(name, target) {
+    if (!target.matches("div, figure, details, tr, td")) return null; // a control has keys of its own
+    return { j: () => this.move(1), k: () => this.move(-1), ArrowRight: () => this.move(1), ArrowLeft: () => this.move(-1) }[name] ?? null;
+  }
+
+  /* what is shown */
+
+  refresh() {
+    this.showBar();
+    this.showControls();
+    this.showRun();
+    this.showMessage();
+    this.showCode();
+    this.show();
+  }
+
+  show() {}
+
+  showBar() {
+    this.bar.root.hidden = !this.get("alone");
+    this.bar.show();
+  }
+
+  showControls() {
+    this.controls.forEach((bring) => bring());
+  }
+
+  showRun() {
+    const { step, done, total } = this.get("running");
+    const on = step !== undefined;
+    this.run.textContent = this.runs ?? "";
+    this.run.disabled = on;
+    this.stop.hidden = this.progress.hidden = !on;
+    if (total) [this.progress.max, this.progress.value] = [total, done];
+    else this.progress.removeAttribute("value");
+    this.step.textContent = on ? (total ? `${step}: ${done} of ${total}` : step) : "";
+    this.root.toggleAttribute("data-running", on);
+  }
+
+  showMessage() {
+    this.message.textContent = this.get("message");
+  }
+
+  showCode() {
+    this.codeText.textContent = this.get("code");
+  }
+}
+
+// The clipboard is closed to pages that came over plain HTTP from another machine; there a selection is copied.
+async function copy(text, near) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = make("textarea", { class: "nb-copied" });
+  area.value = text;
+  near.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
