@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..basics import ContentStore, best_device, cache_folder, choose, content_key
 from .chat import Request
 from .clip import image_keys, loaded_ahead
-from .hub import loading
+from .hub import loading, part_key
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
 CAPTION_PROMPT = "Describe this image in one short sentence."
@@ -104,12 +104,11 @@ class Captioner:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of weights, structure, preprocessing, tokenizer, precision and lengths."""
-        words = self.tokenizer.backend_tokenizer.to_str()
-        asked = self.chat_processor and self.chat_processor.chat_template
-        structure = self.model.config.to_json_string(), self.model.generation_config.to_json_string()
-        return content_key(self.model.state_dict(), structure, self.image_processor.to_dict(), words, asked, self.precision,
-                           self.max_new_tokens, self.min_length)
+        """A hash of weights and settings, preprocessing, tokenizer, question, precision and lengths."""
+        parts = [part_key(part) for part in (self.model, self.image_processor, self.tokenizer)]
+        asked = self.chat_processor and (self.chat_processor.chat_template, CAPTION_PROMPT)
+        decoding = self.model.generation_config.to_json_string(), self.max_new_tokens, self.min_length
+        return content_key(parts, asked, self.precision, decoding)
 
     def captions(
         self,
