@@ -1,0 +1,426 @@
+"""Chat over real HTTP: against `transformers serve` on loopback, and through a proxy that does what servers and networks do on bad days."""
+import ctypes
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+
+import pytest
+import tiny_chat
+from fault_proxy import FaultProxy, completion, cut_off, echo_key, hang, reset, status, text, trickle
+
+from neuronbench.basics import cache_folder
+from neuronbench.foundation.chat import Chat, Request
+
+KEY = "sk-a-very-secret-key-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.05)  # the client's own backoff, ten times as fast
+
+
+@pytest.fixture
+def proxy():
+    with FaultProxy(always=completion("fine")) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, folder) of `transformers serve` with a tiny Llama, a process of its own."""
+    folder = tiny_chat.llama(tmp_path_factory.mktemp("tiny"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    log = (folder / "serve.log").open("w+")
+    process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1", str(folder)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_until_healthy(address, process, log):
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    raise RuntimeError(f"transformers serve did not start: {log.read()[-2000:]}")
+
+
+def ask(content, **settings):
+    return Request(({"role": "system", "content": "Name what you see."}, {"role": "user", "content": content}), **{"max_tokens": 8, **settings})
+
+
+def one(proxy, content="a red boat", retries=1, **settings):
+    """The only answer of a fresh chat through the proxy."""
+    chat = Chat("tiny", base_url=proxy.url, **{"timeout": 5, **settings}, retries=retries)
+    return chat.answers([ask(content)], progress=False)[0]
+
+
+# The real server
+
+
+def test_a_real_server_answers_and_is_asked_once(served):
+    address, folder = served
+    with FaultProxy(address) as proxy:
+        chat = Chat(folder, base_url=proxy.url, concurrency=4, prices=(1.0, 2.0))
+        requests = [ask(f"a {colour} boat", temperature=0, seed=seed) for colour in ("red", "blue", "red") for seed in (0, 1)]
+        answers = chat.answers(requests, progress=False)
+        assert all(answer.text and not answer.error and answer.model == folder for answer in answers)
+        assert answers[0].text == answers[4].text and not answers[0].cached and answers[4].cached
+        assert len(proxy.requests) == 4 and all(sent["max_tokens"] == 8 and "texts" not in sent for sent in proxy.requests)
+        new = [answer for answer in answers if not answer.cached]
+        assert chat.usage.prompt_tokens == sum(answer.prompt_tokens for answer in new) > 0
+        assert chat.usage.cost == pytest.approx((chat.usage.prompt_tokens + 2 * chat.usage.completion_tokens) / 1e6)
+        again = Chat(folder, base_url=proxy.url).answers(requests, progress=False)
+        assert [answer.text for answer in again] == [answer.text for answer in answers] and all(answer.cached for answer in again)
+        assert len(proxy.requests) == 4
+
+
+def test_a_real_server_and_local_chat_agree(served):
+    from neuronbench.foundation.local_chat import LocalChat
+
+    address, folder = served
+    requests = [ask(content, temperature=0) for content in ("a red boat", "night", "a small yellow house by day")]
+    theirs, ours = Chat(folder, base_url=address).answers(requests, False), LocalChat(folder, device="cpu").answers(requests, False)
+    assert [answer.text for answer in theirs] == [answer.text for answer in ours]
+    assert [answer.prompt_tokens for answer in theirs] == [answer.prompt_tokens for answer in ours]
+
+
+def test_faults_on_the_way_to_a_real_server_are_overcome(served):
+    address, folder = served
+    with FaultProxy(address) as proxy:
+        proxy.faults = [status(503), reset, text(""), cut_off]
+        answer = Chat(folder, base_url=proxy.url, retries=4).answers([ask("a red boat", temperature=0)], progress=False)[0]
+        direct = Chat(folder, base_url=address).answers([ask("a red boat", temperature=0)], progress=False)[0]
+        assert answer.text == direct.text and len(proxy.requests) == 5
+
+
+def test_a_real_server_refuses_a_model_it_does_not_have(served):
+    address, folder = served
+    answer = Chat("another", base_url=address).answers([ask("a red boat")], progress=False)[0]
+    assert answer.text == "" and answer.error.startswith(f"{address} answered 400: ") and "another" in answer.error
+
+
+# What is asked again
+
+
+@pytest.mark.parametrize("fault", [status(408), status(429), status(500), status(503), reset, cut_off, text(""), text('{"choices": [{"mess'), text("<html>busy</html>"),
+                                   text("[" * 100_000)],
+                         ids=["408", "429", "500", "503", "reset", "cut off", "empty", "truncated", "html page", "too deep"])
+def test_a_passing_fault_is_overcome(proxy, fault):
+    proxy.faults = [fault]
+    assert one(proxy).text == "fine" and len(proxy.requests) == 2
+
+
+@pytest.mark.parametrize("fault", [hang, trickle])
+def test_a_hanging_server_is_asked_again(proxy, fault):
+    proxy.faults = [fault]
+    assert one(proxy, timeout=0.5).text == "fine" and len(proxy.requests) == 2
+
+
+@pytest.mark.parametrize("fault, error", [
+    (status(429, "slow down"), "{url} answered 429 (2 tries): 'slow down'"),
+    (status(500, "x" * 5000), "{url} answered 500 (2 tries): '" + "x" * 200 + "...'"),
+    (status(503, "<b>busy</b>\n\nlater"), "{url} answered 503 (2 tries): '<b>busy</b> later'"),
+    (reset, "the connection to {url} broke before a whole answer came (2 tries): "),
+    (text(""), "the connection to {url} broke before a whole answer came (2 tries): 'the body is not JSON'"),
+    (text('{"choices": ['), "the connection to {url} broke before a whole answer came (2 tries): 'the body is not JSON'"),
+    (hang, "no answer from {url} within 0.5 s (2 tries)"),
+    (trickle, "no answer from {url} within 0.5 s (2 tries)"),
+], ids=["429", "500", "503", "reset", "empty", "truncated", "hang", "trickle"])
+def test_a_lasting_fault_is_one_sentence_and_is_not_kept(proxy, fault, error):
+    proxy.always = fault
+    answer = one(proxy, timeout=0.5)
+    assert answer.text == "" and answer.error.startswith(error.format(url=proxy.url)) and len(answer.error) < 400
+    assert len(proxy.requests) == 2
+    proxy.always = completion("fine")
+    assert one(proxy).text == "fine"
+
+
+def test_retry_after_is_honoured(proxy):
+    proxy.faults = [status(429, Retry_After="2")]
+    assert one(proxy).text == "fine"
+    assert proxy.times[1] - proxy.times[0] >= 2
+
+
+def test_a_retry_after_of_an_hour_is_not_waited_for(proxy):
+    proxy.always = status(429, "quota used up", Retry_After="3600")
+    assert "429" in one(proxy).error and len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+def test_what_the_server_will_not_take_is_not_asked_again(proxy, code):
+    proxy.always = status(code, '{"error": {"message": "no such model"}}')
+    answer = one(proxy, retries=3)
+    assert f"answered {code}: " in answer.error and "no such model" in answer.error and len(proxy.requests) == 1
+
+
+# What the server says
+
+
+@pytest.mark.parametrize("fault, error", [
+    (completion(None, refusal="I cannot help with that."), "the model refused: 'I cannot help with that.'"),
+    (completion("", "content_filter"), "the model refused: 'content filter'"),
+    (completion("Some wor", "content_filter"), "the model refused: 'Some wor'"),
+    (completion(""), "the answer is empty (finish reason 'stop', max_tokens 8)"),
+    (completion("  \n ", "length"), "the answer is empty (finish reason 'length', max_tokens 8)"),
+], ids=["refusal", "filtered", "filtered half way", "empty", "blank"])
+def test_a_refusal_is_recorded_and_kept(proxy, fault, error):
+    proxy.always = fault
+    assert one(proxy, retries=3).error == error
+    assert one(proxy).cached and len(proxy.requests) == 1
+    other = Chat("tiny", base_url=proxy.url).answers([ask("a red boat", seed=1)], progress=False)[0]
+    assert not other.cached and len(proxy.requests) == 2
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "null", '"text"', '{"choices": []}', '{"choices": [{}]}', '{"choices": [{"message": {"content": 7}}]}',
+                                  '{"choices": [{"message": {"content": "x"}}], "usage": 7}', '{"error": {"message": "no credit"}}'])
+def test_json_of_another_shape_is_a_fault_of_the_server(proxy, body):
+    proxy.always = text(body)
+    answer = one(proxy, retries=3)
+    assert answer.text == "" and answer.error == f"{proxy.url} answered with JSON that is no chat completion: {body!r}"
+    assert len(proxy.requests) == 1
+    proxy.always = completion("fine")
+    assert one(proxy).text == "fine"
+
+
+def test_an_answer_of_ten_thousand_words_is_cut(proxy):
+    proxy.always = completion("word " * 10_000)
+    answer = one(proxy)
+    assert answer.error == "" and len(answer.text) <= 16 * 8 and answer.text == ("word " * 26)[:-2].strip()
+    assert one(proxy).text == answer.text
+
+
+def test_html_and_markdown_stay_text(proxy):
+    said = "<script>alert(1)</script> **boat** &amp; [x](javascript:y)"
+    proxy.always = completion(said)
+    assert one(proxy).text == said and one(proxy).text == said
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": "many", "completion_tokens": -3}, {}])
+def test_tokens_that_the_server_does_not_count_are_estimated(proxy, usage):
+    proxy.always = completion("a label", usage=usage)
+    answer = one(proxy)
+    assert answer.prompt_tokens == (len("Name what you see.") + len("a red boat")) / 4 and answer.completion_tokens == 2
+
+
+def test_an_estimate_learns_from_what_was_counted(proxy):
+    proxy.always = completion("x", usage={"prompt_tokens": 560, "completion_tokens": 1})
+    chat = Chat("tiny", base_url=proxy.url, prices=(10, 20))
+    before = chat.estimate([ask("a red boat"), ask("a red boat")])
+    assert (before.requests, before.cached, before.prompt_tokens, before.completion_tokens) == (2, 1, 7, 8)
+    assert before.cost == pytest.approx((7 * 10 + 8 * 20) / 1e6) and not proxy.requests
+    chat.answers([ask("a red boat")], progress=False)
+    assert chat.estimate([ask("a red bird")]).prompt_tokens > 400
+    assert chat.estimate([ask("a red boat")]).prompt_tokens == 0
+    assert Chat("tiny", base_url=proxy.url).estimate([ask("a red bird")]).cost is None
+
+
+def test_a_picture_counts_as_a_tile(proxy):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    request = Request(({"role": "user", "content": [{"type": "text", "text": "What is it"}, picture]},))
+    assert Chat("tiny", base_url=proxy.url).estimate([request]).prompt_tokens == 258
+
+
+# Many at once
+
+
+def test_concurrency_is_bounded_and_used(proxy):
+    def slow(exchange):
+        time.sleep(0.1)
+        completion("fine")(exchange)
+
+    proxy.always = slow
+    answers = Chat("tiny", base_url=proxy.url, concurrency=3).answers([ask(str(number)) for number in range(12)], progress=False)
+    assert len(answers) == 12 and proxy.most_at_once == 3
+
+
+def test_answers_are_in_order_and_failures_do_not_stop_the_rest(proxy):
+    def by_content(exchange):
+        content = exchange.body.decode()
+        (status(400) if "bad" in content else completion("odd" if "1" in content else "even"))(exchange)
+
+    proxy.always = by_content
+    answers = Chat("tiny", base_url=proxy.url).answers([ask(name) for name in ("0", "1", "bad", "1", "0")], progress=False)
+    assert [answer.text for answer in answers] == ["even", "odd", "", "odd", "even"] and answers[2].error
+    assert len(proxy.requests) == 3
+
+
+def test_requests_differ_by_all_that_decides_the_answer(proxy):
+    same = [ask("a"), ask("a", texts=("caption",))]
+    others = [ask("b"), ask("a", temperature=0.4), ask("a", max_tokens=9), ask("a", seed=1)]
+    Chat("tiny", base_url=proxy.url).answers([*same, *others], progress=False)
+    assert len(proxy.requests) == 5
+    Chat("other", base_url=proxy.url).answers(same, progress=False)
+    with FaultProxy(always=completion("elsewhere")) as elsewhere:
+        assert Chat("tiny", base_url=elsewhere.url).answers(same, progress=False)[0].text == "elsewhere"
+    assert len(proxy.requests) == 6
+
+
+def test_tokens_and_cost_are_in_the_bar(proxy, capsys):
+    proxy.always = completion("x", usage={"prompt_tokens": 1200, "completion_tokens": 34})
+    Chat("tiny", base_url=proxy.url, prices=(100, 100)).answers([ask("a")])
+    bar = capsys.readouterr().err
+    assert "tiny answers" in bar and "1,234 tokens, $0.1234" in bar
+
+
+def test_inside_a_running_event_loop_and_in_a_thread(proxy):
+    import asyncio
+
+    async def notebook():
+        return one(proxy).text
+
+    assert asyncio.run(notebook()) == "fine"
+    said = []
+    thread = threading.Thread(target=lambda: said.append(one(proxy, "another").text))
+    thread.start()
+    thread.join()
+    assert said == ["fine"]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_cancels_what_is_in_flight_and_keeps_what_is_done(proxy, exception):
+    first, gone = threading.Event(), threading.Event()
+
+    def until_the_client_goes(exchange):
+        first.set()
+        if not exchange.handler.connection.recv(1):
+            gone.set()
+
+    proxy.faults = [completion("done")] * 2
+    proxy.always = until_the_client_goes
+    caught = []
+
+    def run():
+        try:
+            Chat("tiny", base_url=proxy.url, concurrency=2).answers([ask(str(number)) for number in range(9)], progress=False)
+        except exception as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert first.wait(30)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(exception))
+    thread.join(30)
+    assert not thread.is_alive() and caught and gone.wait(30)
+    assert len(proxy.requests) <= 4
+    proxy.always = completion("later")
+    answers = Chat("tiny", base_url=proxy.url).answers([ask(str(number)) for number in range(9)], progress=False)
+    assert sorted(answer.text for answer in answers) == ["done"] * 2 + ["later"] * 7
+
+
+def test_ctrl_c_in_a_process_of_its_own(proxy, tmp_path):
+    proxy.always = hang
+    code = ("import sys; from neuronbench.foundation.chat import Chat, Request\n"
+            "try: Chat('tiny', base_url=sys.argv[1]).answers([Request(({'role': 'user', 'content': 'a'},))], progress=False)\n"
+            "except KeyboardInterrupt: print('stopped')")
+    process = subprocess.Popen([sys.executable, "-c", code, proxy.url], stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not proxy.requests and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(2)
+    assert process.communicate(timeout=30)[0] == "stopped\n" and process.returncode == 0
+
+
+# Nothing there, no key, no leak
+
+
+def _free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+
+
+def test_nothing_listening_is_one_sentence():
+    address = _free_address()
+    with pytest.raises(ConnectionError, match="nothing can be reached at .* is the server running") as caught:
+        Chat("tiny", base_url=address, retries=1).answers([ask(str(number)) for number in range(20)], progress=False)
+    assert address in str(caught.value) and caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+def test_no_key_names_the_variable_and_the_ways_without():
+    with pytest.raises(ValueError, match="OPENAI_API_KEY.*LocalChat and Consensus need no key"):
+        Chat("gpt-4o-mini").answers([ask("a")], progress=False)
+
+
+def test_a_server_of_ones_own_is_sent_a_placeholder(proxy):
+    assert one(proxy).text == "fine" and proxy.headers[0]["Authorization"] == "Bearer none-needed"
+
+
+def test_the_address_may_come_from_the_environment(proxy, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", proxy.url)
+    assert Chat("tiny").answers([ask("a")], progress=False)[0].text == "fine"
+
+
+def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(proxy, monkeypatch):
+    import openai
+
+    real, addresses = openai.AsyncOpenAI, []
+    monkeypatch.setattr(openai, "AsyncOpenAI", lambda base_url, **options: addresses.append(base_url) or real(base_url=proxy.url, **options))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert Chat("gpt-4o-mini").answers([ask("a")], progress=False)[0].text == "fine"
+    assert addresses == ["https://api.openai.com/v1"] and proxy.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert proxy.requests[0]["max_completion_tokens"] == 8 and "max_tokens" not in proxy.requests[0]
+
+
+@pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}], ids=str)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError):
+        Chat("tiny", **settings)
+
+
+@pytest.mark.parametrize("fault", [echo_key(401), echo_key(400), echo_key(500),
+                                   lambda exchange: completion(f"key {exchange.handler.headers['Authorization']}")(exchange),
+                                   lambda exchange: completion("", refusal=exchange.handler.headers["Authorization"])(exchange),
+                                   lambda exchange: text('{"odd": "%s"}' % exchange.handler.headers["Authorization"])(exchange), reset, hang],
+                         ids=["401", "400", "500", "answer", "refusal", "odd JSON", "reset", "hang"])
+def test_the_key_is_nowhere(proxy, fault, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    proxy.always = fault
+    chat = Chat("tiny", base_url=proxy.url, retries=1, timeout=0.5)
+    answer = chat.answers([ask("a red boat")])[0]
+    assert proxy.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert answer.text or answer.error
+    _nowhere(repr(chat), repr(vars(chat)), repr(answer), repr(chat.usage), caplog.text, *capsys.readouterr())
+    for path in cache_folder().rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_the_key_is_in_no_traceback(monkeypatch, proxy):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(ConnectionError) as nothing:
+        Chat("tiny", base_url=_free_address(), retries=0).answers([ask("a")], progress=False)
+
+    def stop(**_):
+        raise RuntimeError("stopped")
+
+    chat = Chat("tiny", base_url=proxy.url)
+    monkeypatch.setattr(chat, "_count", stop)  # an exception in the midst of an answer
+    with pytest.raises(RuntimeError, match="stopped") as midway:
+        chat.answers([ask("a")], progress=False)
+    for caught in (nothing, midway):
+        _nowhere("".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()))
+
+
+def _nowhere(*texts):
+    for found in texts:
+        assert KEY not in found and KEY[3:20] not in found
