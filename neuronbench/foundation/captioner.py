@@ -95,8 +95,8 @@ class Captioner:
         self.name, self.device = str(name), torch.device(device or best_device())
         self.precision = choose(precision, ("fp32", "bf16", "fp16"), "precision")
         self.max_new_tokens, self.min_length, self.batch_size = max_new_tokens, min_length, batch_size
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        model, self.image_processor, self.tokenizer, self.chat_processor = _load(self.name, dtype)
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        model, self.image_processor, self.tokenizer, self.chat_processor = _load(self.name, self._dtype)
         self.model = model.to(self.device)
 
     def __repr__(self):
@@ -124,7 +124,7 @@ class Captioner:
 
     @torch.no_grad()
     def _generate(self, images):
-        inputs = self._inputs(images).to(self.device, self.model.dtype)
+        inputs = self._inputs(images).to(self.device, self._dtype)
         tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, min_new_tokens=max(self.min_length - 1, 0), num_beams=1, do_sample=False)
         prompt = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)]
