@@ -95,9 +95,9 @@ class Studio:
 # %% ../../nbs/describe/10_selection.ipynb #dc00cec9
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """What a unit made of the painted images of its candidates, Q for each; rows in the order of `candidates`."""
+    """What a unit made of the painted images of its candidates, Q for each; rows in the order of `prompts`."""
 
-    candidates: tuple
+    prompts: dict  # {candidate: what the painter was told}
     activations: np.ndarray  # (candidate, Q) float32; NaN where there is no image
     embeddings: np.ndarray  # (candidate, Q, dim) float32 CLIP embeddings; 0 where there is no image
     exemplars: np.ndarray  # (image, dim) CLIP embeddings of the exemplars and crops that were captioned
@@ -126,7 +126,7 @@ def painted_by(
             activations[row, : len(values)], embeddings[row, : len(values)] = values[:, unit], vectors
     blank = {name: studio.problems.get(prompt, "the painter gave no image, e.g. because a safety filter blacked them out")
              for row, (name, prompt) in enumerate(prompts.items()) if np.isnan(activations[row]).all()}
-    return Painted(tuple(prompts), activations, embeddings, exemplars, texts, blank)
+    return Painted(dict(prompts), activations, embeddings, exemplars, texts, blank)
 
 # %% ../../nbs/describe/10_selection.ipynb #392a4250
 _KEPT, _ALIKE = 3, 0.81  # candidates kept; text cosine above which two labels say the same
