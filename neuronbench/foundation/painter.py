@@ -29,8 +29,11 @@ def _load(name, dtype):
     """A text-to-image pipeline on the CPU, with the scheduler to paint with. Errors: see `Painter`."""
     from diffusers import AutoPipelineForText2Image, DPMSolverMultistepScheduler
 
-    with loading("painter", name, "model_index.json"):
-        pipeline = AutoPipelineForText2Image.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    try:
+        with loading("painter", name, "model_index.json"):
+            pipeline = AutoPipelineForText2Image.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except ValueError as error:
+        raise ValueError(f"painter {name!r} does not load as a text-to-image pipeline: {error}") from error
     if DPMSolverMultistepScheduler in pipeline.scheduler.compatibles and not few_steps(pipeline.scheduler):
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, algorithm_type="dpmsolver++")
     pipeline.set_progress_bar_config(disable=True)
@@ -58,7 +61,8 @@ class Painter:
     """A diffusers text-to-image pipeline; painted images are kept as PNG in `cache_folder("painted")` by prompt and number.
 
     Defaults: Bai et al. (TMLR 2025), section 3.3. Errors on loading: FileNotFoundError for a folder or a name that holds no such pipeline;
-    ConnectionError if it is not here and the hub cannot be reached; OSError where there are no safetensors weights.
+    ConnectionError if it is not here and the hub cannot be reached; ValueError for another kind of pipeline, or one that would execute
+    code; OSError where there are no safetensors weights.
     """
 
     def __init__(
