@@ -1,5 +1,6 @@
 """Chat over real HTTP: against `transformers serve` on loopback, and through a proxy that does what servers and networks do on bad days."""
 import ctypes
+import json
 import logging
 import os
 import socket
@@ -370,15 +371,20 @@ def test_the_address_may_come_from_the_environment(proxy, monkeypatch):
     assert Chat("tiny").answers([ask("a")], progress=False)[0].text == "fine"
 
 
-def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(proxy, monkeypatch):
-    import openai
+def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(monkeypatch):
+    import httpx2
 
-    real, addresses = openai.AsyncOpenAI, []
-    monkeypatch.setattr(openai, "AsyncOpenAI", lambda base_url, **options: addresses.append(base_url) or real(base_url=proxy.url, **options))
+    def answer(request):
+        sent.append(request)
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "fine"}}]})
+
+    sent = []
+    monkeypatch.setattr("neuronbench.foundation.chat._http_client", lambda timeout: httpx2.AsyncClient(transport=httpx2.MockTransport(answer)))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert Chat("gpt-4o-mini").answers([ask("a")], progress=False)[0].text == "fine"
-    assert addresses == ["https://api.openai.com/v1"] and proxy.headers[0]["Authorization"] == f"Bearer {KEY}"
-    assert proxy.requests[0]["max_completion_tokens"] == 8 and "max_tokens" not in proxy.requests[0]
+    assert str(sent[0].url) == "https://api.openai.com/v1/chat/completions" and sent[0].headers["Authorization"] == f"Bearer {KEY}"
+    body = json.loads(sent[0].content)
+    assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
 
 
 @pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}], ids=str)

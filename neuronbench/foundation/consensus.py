@@ -14,16 +14,19 @@ from functools import cached_property
 from ..basics import content_key
 from .chat import Answer, Request, Usage
 
-# %% ../../nbs/foundation/07_consensus.ipynb #e01fb794
-PHRASES = re.compile(r"\b(?:close[- ]?up|in front of|on top of|next to|in the (?:background|foreground|middle)|a (?:group|lot|couple|pair|bunch|piece|view|set|number) of|"
-                     r"(?:an? )?(?:photo|photograph|picture|image|shot|view) (?:of|that shows|showing))\b")
+# %% ../../nbs/foundation/07_consensus.ipynb #f6807b19
+PHRASES = re.compile(
+    r"\b(?:close[- ]?up|in front of|on top of|next to|in the (?:background|foreground|middle)|"
+    r"a (?:group|lot|couple|pair|bunch|piece|view|set|number) of|"
+    r"(?:an? )?(?:photo|photograph|picture|image|shot|view) (?:of|that shows|showing))\b")
 STOP_WORDS = frozenset(
-    "a an the this that these those it its he she they them his her their there here i we you me us our your my who which what where when while "
-    "is are was were be been being am has have had do does did can could will would may might must should "
-    "and or but nor not no so than then as if because of in on at by for with without from to into onto over under above below behind between among through "
-    "across along around near up down out off about against during before after inside outside beside beneath toward towards upon within via per "
-    "very some any each every all both several many much more most other another such only just also too one else even still "
-    "'s s t photo photograph picture image shot view photos pictures images arafed araffe".split())
+    "a an the this that these those it its he she they them his her their there here i we you me us our your my who which what "
+    "where when while is are was were be been being am has have had do does did can could will would may might must should "
+    "and or but nor not no so than then as if because of in on at by for with without from to into onto over under above below "
+    "behind between among through across along around near up down out off about against during before after inside outside "
+    "beside beneath toward towards upon within via per very some any each every all both several many much more most other "
+    "another such only just also too one else even still s t "
+    "photo photograph picture image shot view photos pictures images arafed araffe".split())
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
@@ -38,16 +41,17 @@ def content_words(
 def _singulars(words):
     """{word: its singular} for those of `words` (str) whose singular is also among them."""
     words = set(words)
-    cuts = ((word, word[: -len(end)] + base) for word in words for end, base in (("s", ""), ("es", ""), ("ies", "y")) if word.endswith(end))
+    endings = (("s", ""), ("es", ""), ("ies", "y"))
+    cuts = ((word, word.removesuffix(end) + base) for word in words for end, base in endings if word.endswith(end))
     return {word: base for word, base in sorted(cuts) if base in words}
 
 # %% ../../nbs/foundation/07_consensus.ipynb #22c2e751
 def shared_words(
     texts,  # captions, iterable of str
 ) -> list[str]:
-    """One to five words that most of `texts` share, in their order there; none if no two share a word. The order of `texts` does not matter.
+    """One to five words that most of `texts` share, in their order there; none if no two share a word.
 
-    A single text is simplified instead: its content words, all of them.
+    The order of `texts` does not matter. A single text is simplified instead: its content words, all of them.
     """
     found = [content_words(text) for text in texts]
     if len(found) == 1:
@@ -61,15 +65,16 @@ def shared_words(
     most = max(captions.values(), default=0)
     needed = max(2, Fraction(4, 5) * most, Fraction(len(found), 2) if 2 * most >= len(found) else 0)
     place = {base: Fraction(places[base], count) for base, count in captions.items() if count >= needed}
-    label = sorted(sorted(place, key=lambda base: (-captions[base], place[base], base))[:5], key=lambda base: (place[base], base))
-    return [min((word for word in forms if singular.get(word, word) == base), key=lambda word: (-forms[word], word)) for base in label]
+    label = sorted(place, key=lambda base: (-captions[base], place[base], base))[:5]
+    spoken = {base: [word for word in forms if singular.get(word, word) == base] for base in label}
+    return [min(spoken[base], key=lambda word: (-forms[word], word)) for base in sorted(label, key=lambda base: (place[base], base))]
 
 # %% ../../nbs/foundation/07_consensus.ipynb #4cca93f4
 class Consensus:
     """A summariser without a language model: the words shared by `Request.texts`, by `shared_words`.
 
-    It knows no synonyms (*sea*, *ocean*), no broader terms (*car* and *bus* are no *vehicle*), no negation and no word order beyond the captions',
-    reads English only, and always gives the same answer. It sends nothing and costs nothing.
+    It knows no synonyms (*sea*, *ocean*), no broader terms (*car* and *bus* are no *vehicle*), no negation, and no grammar: its
+    words stand in the captions' order. It reads English only, always gives the same answer, sends nothing and costs nothing.
     """
 
     name = "consensus"
@@ -110,5 +115,5 @@ class Consensus:
         words = shared_words(texts)
         if words:
             return Answer(" ".join(words), model=self.name)
-        what = f"the {len(texts)} captions share no word" if len(texts) > 1 else "there is no word in the caption" if texts else "no captions were given in Request.texts"
-        return Answer("", f"{what}, and Consensus has nothing else to go by", self.name)
+        why = ["no captions were given in Request.texts", "there is no word in the caption", f"the {len(texts)} captions share no word"]
+        return Answer("", f"{why[min(len(texts), 2)]}, and Consensus has nothing else to go by", self.name)

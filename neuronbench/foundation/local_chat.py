@@ -47,9 +47,9 @@ def _prompt(tokenizer, request):
     except jinja2.TemplateError as error:
         raise ValueError(f"the model's chat template does not take these messages: {error}") from error
 
-# %% ../../nbs/foundation/06_local_chat.ipynb #624f45a7
+# %% ../../nbs/foundation/06_local_chat.ipynb #0455b729
 class Sampler:
-    """A logits processor for `generate` that leaves one token for each row, drawn at the row's own temperature (0: the likeliest) and from its own seed."""
+    """A logits processor for `generate`: one token for each row, drawn at its own temperature (0: the likeliest), from its own seed."""
 
     def __init__(
         self,
@@ -70,7 +70,8 @@ class Sampler:
         """(request, vocabulary): 0 for the token drawn and minus infinity for all others."""
         cumulative = (logits / self.temperatures.clamp(min=1e-4)).softmax(dim=1).cumsum(dim=1)
         step = tokens.shape[1] - self.start
-        drawn = torch.searchsorted(cumulative, self.numbers[:, step : step + 1] * cumulative[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+        numbers = self.numbers[:, step : step + 1] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, numbers, right=True).clamp(max=logits.shape[1] - 1)
         chosen = torch.where(self.temperatures == 0, logits.argmax(dim=1, keepdim=True), drawn)
         return torch.full_like(logits, -torch.inf).scatter(1, chosen, 0)
 
@@ -94,14 +95,53 @@ def _can_share(model):
     """Whether what `model` has read of one prompt can be handed to others."""
     from transformers.cache_utils import DynamicLayer
 
-    cache = model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=True).get("past_key_values")
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    cache = model(input_ids=token, use_cache=True).get("past_key_values")
     return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+# %% ../../nbs/foundation/06_local_chat.ipynb #36dd4878
+@torch.inference_mode()
+def _say(model, prompts, requests, share):
+    """The token ids of each answer, lists of int, for `prompts` (lists of int) of `requests`."""
+    shared = _shared(prompts) if share else 0
+    tokens, mask = (part.to(model.device) for part in _rows(prompts, shared, model.generation_config.pad_token_id))
+    cache = None
+    if shared:
+        cache = model(input_ids=tokens[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+    start, longest = tokens.shape[1], max(request.max_tokens for request in requests)
+    said = model.generate(tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=longest,
+                          logits_processor=[Sampler(requests, start, model.device)])[:, start:].tolist()
+    ends = model.generation_config.eos_token_id or []
+    return [_ended(row[: request.max_tokens], ends) for row, request in zip(said, requests, strict=True)]
+
+
+def _ended(tokens, ends):
+    """`tokens` up to the first of `ends`, that one with them."""
+    return tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))]
+
+# %% ../../nbs/foundation/06_local_chat.ipynb #41fd9910
+def _prompts(tokenizer, requests, limit):
+    """({key: token ids}, {key: why there are none}) of {key: Request}; `limit` is how many tokens the model can take, or None."""
+    prompts, failures = {}, {}
+    for key, request in requests.items():
+        try:
+            prompt = _prompt(tokenizer, request)
+        except ValueError as error:
+            failures[key] = str(error)
+            continue
+        if limit and len(prompt) + request.max_tokens > limit:
+            failures[key] = f"{len(prompt)} tokens and {request.max_tokens} for the answer are more than the model's {limit}"
+        else:
+            prompts[key] = prompt
+    return prompts, failures
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #69143e13
 class LocalChat(ChatModel):
     """A transformers chat model (causal language model with a chat template) in this process. Free: its cost is 0.
 
-    Errors on loading: FileNotFoundError, PermissionError or ConnectionError as `find_model`; ValueError without a chat template and for what is no causal language model.
+    Errors on loading: FileNotFoundError, PermissionError or ConnectionError as `find_model`; ValueError without a chat template
+    and for what is no causal language model.
     """
 
     prices = (0.0, 0.0)
@@ -134,50 +174,24 @@ class LocalChat(ChatModel):
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return content_key("local chat", weights, config.to_json_string(), vocabulary, self.tokenizer.chat_template, self.precision)
 
+    def _prompts(self, requests):
+        return _prompts(self.tokenizer, requests, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
+
     def _prompt_tokens(self, requests):
         prompts, _ = self._prompts(dict(enumerate(requests)))
         return [len(prompt) for prompt in prompts.values()]
 
-    def _prompts(self, requests):
-        """({key: token ids}, {key: Answer with an error}) of {key: Request}."""
-        prompts, failures = {}, {}
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for key, request in requests.items():
-            try:
-                prompts[key] = _prompt(self.tokenizer, request)
-                if limit and len(prompts[key]) + request.max_tokens > limit:
-                    raise ValueError(f"{len(prompts.pop(key))} tokens and {request.max_tokens} for the answer are more than the model's {limit}")
-            except ValueError as error:
-                failures[key] = Answer("", str(error), self.name)
-        return prompts, failures
-
     def _send(self, requests, keep, show):
         prompts, failures = self._prompts(requests)
-        keep(failures, lasting=False)
+        keep({key: Answer("", failure, self.name) for key, failure in failures.items()}, lasting=False)
         order = sorted(prompts, key=lambda key: (requests[key].max_tokens, len(prompts[key])))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            answers = self._answer_batch([prompts[key] for key in batch], [requests[key] for key in batch])
-            keep(dict(zip(batch, answers, strict=True)))
+            said = _say(self.model, [prompts[key] for key in batch], [requests[key] for key in batch], self._shares)
+            keep({key: self._answer(prompts[key], tokens) for key, tokens in zip(batch, said, strict=True)})
             show()
 
-    @torch.inference_mode()
-    def _answer_batch(self, prompts, requests):
-        settings = self.model.generation_config
-        shared = _shared(prompts) if self._shares else 0
-        tokens, mask = (part.to(self.device) for part in _rows(prompts, shared, settings.pad_token_id))
-        cache = None
-        if shared:
-            cache = self.model(input_ids=tokens[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
-            cache.batch_repeat_interleave(len(prompts))
-        said = self.model.generate(tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=max(request.max_tokens for request in requests),
-                                   logits_processor=[Sampler(requests, tokens.shape[1], self.device)])[:, tokens.shape[1] :].tolist()
-        return [self._answer(prompt, request, row) for prompt, request, row in zip(prompts, requests, said, strict=True)]
-
-    def _answer(self, prompt, request, said):
-        ends = self.model.generation_config.eos_token_id or []
-        count = next((at + 1 for at, token in enumerate(said) if token in ends), len(said))
-        said = said[: min(count, request.max_tokens)]
+    def _answer(self, prompt, said):
         text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
-        error = "" if text else f"the answer is empty ({len(said)} tokens, max_tokens {request.max_tokens})"
+        error = "" if text else f"the answer is empty, after {len(said)} tokens"
         return Answer(text, error, self.name, len(prompt), len(said))
