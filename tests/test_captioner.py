@@ -107,8 +107,11 @@ def test_a_model_that_says_nothing_gives_an_empty_caption_and_a_warning(folders)
         assert captioner.captions(pictures(2)) == ["", ""]
 
 
+SMALL = [("RGB", (1, 1)), ("RGB", (1, 3)), ("RGB", (3, 1)), ("L", (1, 1)), ("RGBA", (2, 1)), ("P", (5, 5)), ("1", (3, 3))]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode, size", [("RGB", (1, 1)), ("RGB", (1, 3)), ("RGB", (3, 1)), ("L", (1, 1)), ("RGBA", (2, 1)), ("P", (5, 5)), ("1", (3, 3))])
+@pytest.mark.parametrize("mode, size", SMALL)
 def test_one_pixel_images_and_other_modes(folders, kind, mode, size):
     captioner = Captioner(folders[kind], device="cpu", max_new_tokens=4)
     with warnings.catch_warnings():
@@ -179,7 +182,8 @@ def test_fingerprint_covers_what_shapes_a_caption(folders, tmp_path):
     one = Captioner(folders["qwen2_vl"], device="cpu")
     copied = shutil.copytree(folders["qwen2_vl"], tmp_path / "copied")
     assert Captioner(copied, device="cpu").fingerprint == one.fingerprint
-    others = [Captioner(folders["qwen2_vl"], device="cpu", **settings) for settings in ({"precision": "bf16"}, {"max_new_tokens": 8}, {"min_length": 1})]
+    changes = {"precision": "bf16"}, {"max_new_tokens": 8}, {"min_length": 1}
+    others = [Captioner(folders["qwen2_vl"], device="cpu", **change) for change in changes]
     others += [Captioner(place, device="cpu") for place in (
         tiny_models.qwen2_vl(tmp_path / "seed", seed=1),
         changed("template", "chat_template.jinja", lambda text: text.replace(" assistant", " sentence")),

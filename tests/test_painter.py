@@ -137,7 +137,8 @@ def test_black_images_are_left_out_flagged_or_not(folder):
     painter = paints(folder)
     assert painter.fingerprint
     white, black = Image.new("RGB", (32, 32), "white"), Image.new("RGB", (32, 32))
-    painter.pipeline = lambda prompts, **_settings: SimpleNamespace(images=[white, black, white, white], nsfw_content_detected=[False, False, True, False])
+    result = SimpleNamespace(images=[white, black, white, white], nsfw_content_detected=[False, False, True, False])
+    painter.pipeline = lambda prompts, **settings: result
     with pytest.warns(UserWarning, match="2 of 4 painted images are black"):
         assert [len(row) for row in painter.paint(PROMPTS[:2], count=2)] == [1, 1]
 
@@ -160,8 +161,11 @@ def test_ordinary_models_paint_with_dpm_solver(folder, tmp_path):
     assert paints(euler).pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("scheduler", [EulerAncestralDiscreteScheduler(timestep_spacing="trailing", steps_offset=1), EulerDiscreteScheduler(timestep_spacing="trailing", steps_offset=1),
-                                       LCMScheduler(steps_offset=1), TCDScheduler(steps_offset=1)], ids=lambda scheduler: type(scheduler).__name__)
+FEW_STEPS = [EulerAncestralDiscreteScheduler(timestep_spacing="trailing", steps_offset=1), LCMScheduler(steps_offset=1),
+             EulerDiscreteScheduler(timestep_spacing="trailing", steps_offset=1), TCDScheduler(steps_offset=1)]
+
+
+@pytest.mark.parametrize("scheduler", FEW_STEPS, ids=lambda scheduler: type(scheduler).__name__)
 def test_models_of_few_steps_keep_their_scheduler(scheduler, tmp_path):
     place = tiny_models.stable_diffusion(tmp_path / "few", scheduler=scheduler)
     with warnings.catch_warnings():

@@ -1,4 +1,6 @@
-"""Tiny untrained checkpoints of the real classes, written by save_pretrained: what they say and paint means nothing, how they are loaded and called is real.
+"""Tiny untrained checkpoints of the real classes, written by save_pretrained.
+
+What they say and paint means nothing; how they are loaded and called is real.
 
 Each function writes a folder and returns it; the same seed gives the same weights.
 """
@@ -126,7 +128,7 @@ def _safety_checker(refuses):
 
 
 def stable_diffusion(folder, seed=0, scheduler=None, refuses=None):
-    """StableDiffusionPipeline, 32x32 images; PNDM as in Stable Diffusion 1.x unless another scheduler is given, a safety filter if `refuses` is a bool."""
+    """StableDiffusionPipeline, 32x32 images; PNDM as in version 1.x if no scheduler is given; a safety filter if `refuses` is a bool."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 

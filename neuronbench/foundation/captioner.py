@@ -37,7 +37,8 @@ def _load(name, dtype):
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, weights_only=True, **safe)
         processor = AutoProcessor.from_pretrained(name, **safe)
         image_processor = getattr(processor, "image_processor", None) or AutoImageProcessor.from_pretrained(name, **safe)
-    return model.eval(), image_processor, getattr(processor, "tokenizer", processor), processor if getattr(processor, "chat_template", None) else None
+    asked = processor if getattr(processor, "chat_template", None) else None
+    return model.eval(), image_processor, getattr(processor, "tokenizer", processor), asked
 
 # %% ../../nbs/foundation/05_captioner.ipynb #d80924ad
 def _kept_captions(
@@ -125,7 +126,8 @@ class Captioner:
     @torch.no_grad()
     def _generate(self, images):
         inputs = self._inputs(images).to(self.device, self._dtype)
-        tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, min_new_tokens=max(self.min_length - 1, 0), num_beams=1, do_sample=False)
+        lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": max(self.min_length - 1, 0)}
+        tokens = self.model.generate(**inputs, **lengths, num_beams=1, do_sample=False)
         prompt = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)]
 

@@ -82,11 +82,10 @@ class Painter:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.pipeline = _load(self.name, dtype).to(self.device)
         if few_steps(self.pipeline.scheduler) and steps > 10:
-            warnings.warn(f"{self.name!r} is made for few steps ({type(self.pipeline.scheduler).__name__}): give steps of 1 to 8 instead of {steps}, "
-                          "and guidance=0.0 for a turbo model", stacklevel=2)
+            warnings.warn(f"{self.name!r} is made for few steps: give 1 to 8 instead of {steps}, and guidance=0.0 for a turbo model", stacklevel=2)
 
     def __repr__(self):
-        return f"Painter({self.name!r}, steps={self.steps}, guidance={self.guidance}, size={self.size}, device={str(self.device)!r}, seed={self.seed})"
+        return f"Painter({self.name!r}, steps={self.steps}, guidance={self.guidance}, device={str(self.device)!r}, seed={self.seed})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,33 +105,30 @@ class Painter:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is a list of str, not one str: give [{prompts!r}]")
-        wanted = {(prompt, number): content_key("painted", prompt, number) for prompt in prompts for number in range(count)}
-        painted = self._paint_missing(wanted, progress)
-        black = sum(not painted[key] for key in wanted.values())
+        painted = self._painted([(prompt, number) for prompt in dict.fromkeys(prompts) for number in range(count)], progress)
+        black = sum(not png for png in painted.values())
         if black:
-            warnings.warn(f"{black} of {len(wanted)} painted images are black (safety filter, or overflow) and left out", stacklevel=2)
-        return [[_opened(painted[wanted[prompt, number]]) for number in range(count) if painted[wanted[prompt, number]]] for prompt in prompts]
+            warnings.warn(f"{black} of {len(painted)} painted images are black (safety filter, or overflow) and left out", stacklevel=2)
+        rows = [[painted[prompt, number] for number in range(count)] for prompt in prompts]
+        return [[Image.open(io.BytesIO(png)).convert("RGB") for png in row if png] for row in rows]
 
-    def _paint_missing(self, wanted, progress):
-        """{key: PNG, or nothing for a black image} of all that is `wanted`, {(prompt, number): key}."""
+    def _painted(self, wanted, progress):
+        """{(prompt, number): PNG, or nothing for a black image} of all that is `wanted`."""
         store = ContentStore(cache_folder("painted") / f"{self.fingerprint}.sqlite")
-        painted = store.get(wanted.values())
-        missing = [image for image, key in wanted.items() if key not in painted]
+        keys = {image: content_key("painted", *image) for image in wanted}
+        known = store.get(keys.values())
+        missing = [image for image in wanted if keys[image] not in known]
         with tqdm(desc="painted images", total=len(missing), disable=not (progress and missing)) as bar:
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
-                new = {wanted[image]: png for image, png in zip(batch, self._paint(batch), strict=True)}
+                new = dict(zip([keys[image] for image in batch], self._paint(batch), strict=True))
                 store.put(new)
-                painted.update(new)
+                known.update(new)
                 bar.update(len(batch))
-        return painted
+        return {image: known[keys[image]] for image in wanted}
 
     def _paint(self, batch):
         result = self.pipeline([prompt for prompt, _ in batch], num_inference_steps=self.steps, guidance_scale=self.guidance,
                                height=self.size, width=self.size, generator=[_generator(self.seed, *image) for image in batch])
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(batch)
         return [_kept(image, flag) for image, flag in zip(result.images, flagged)]
-
-
-def _opened(png):
-    return Image.open(io.BytesIO(png)).convert("RGB")
