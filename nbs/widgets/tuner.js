@@ -33,14 +33,13 @@ class TunerView extends View {
     return make("div", { class: "nb-foot" }, this.buildRun(), make("div", { class: "nb-row" }, this.codeBox, this.copied));
   }
 
-  // Run, what is running, Stop; only for tuners that name their run.
+  // Run, what is running, Stop; only for tuners that have something to run.
   buildRun() {
-    this.run = make("button", { type: "button", class: "nb-button nb-run", onclick: () => this.send("run") });
+    this.run = make("button", { type: "button", class: "nb-button nb-run", onclick: () => this.startRun() });
     this.stop = make("button", { type: "button", class: "nb-button", text: "Stop", onclick: () => this.send("stop") });
     this.progress = make("progress", { "aria-label": "Progress of the run" });
     this.step = make("span", { class: "nb-step-text", "aria-live": "polite" });
     this.runLine = make("div", { class: "nb-controls nb-run-line" }, this.run, this.stop, this.progress, this.step);
-    this.runLine.hidden = !this.runs;
     return this.runLine;
   }
 
@@ -67,7 +66,7 @@ class TunerView extends View {
 
   listen() {
     this.on(["layers", "layer", "unit", "unit_count", "alone"], () => this.showBar());
-    this.on(["running"], () => this.showRun());
+    this.on(["running", "runs"], () => this.showRun());
     this.on(["message"], () => this.showMessage());
     this.on(["code"], () => this.showCode());
     this.model.on("msg:custom", (content, buffers) => {
@@ -80,6 +79,10 @@ class TunerView extends View {
   }
 
   receive() {}
+
+  startRun() {
+    this.send("run");
+  }
 
   setLayer(layer) {
     this.set({ layer, unit: 0 });
@@ -111,7 +114,7 @@ class TunerView extends View {
   runNow(event) {
     event.stopPropagation();
     event.preventDefault();
-    if (this.runs && !this.run.disabled) this.send("run");
+    if (!this.runLine.hidden && !this.run.disabled) this.startRun();
   }
 
   actionFor(name, target) {
@@ -144,7 +147,8 @@ class TunerView extends View {
   showRun() {
     const { step, done, total } = this.get("running");
     const on = step !== undefined;
-    this.run.textContent = this.runs ?? "";
+    this.run.textContent = this.get("runs");
+    this.runLine.hidden = !this.get("runs") && !on;
     this.run.disabled = on;
     this.stop.hidden = this.progress.hidden = !on;
     if (total) [this.progress.max, this.progress.value] = [total, done];
@@ -171,4 +175,19 @@ async function copy(text, near) {
   area.select();
   document.execCommand("copy");
   area.remove();
+}
+
+/* ---------------------------------------------------------------- parts of several tuners */
+
+function thumbnail(bitmap, attributes = {}) {
+  const canvas = canvasOf(bitmap);
+  canvas.classList.add("nb-thumbnail");
+  for (const [name, value] of Object.entries(attributes)) canvas.setAttribute(name, value);
+  return canvas;
+}
+
+// Whether an answer agrees with the known truth; nothing where none is known.
+function mark(right) {
+  if (right === null) return [];
+  return [make("span", { class: right ? "nb-right" : "nb-wrong", text: right ? "✓" : "✗", title: right ? "agrees with the truth" : "differs from the truth" })];
 }

@@ -16,7 +16,7 @@ import traitlets
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from .browser import jpeg, joined, small_png
-from .grid import Seen, map_colours, names_of
+from .grid import map_colours, names_of
 from .tuner import Tuner, imports, written
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #da6cf68b
@@ -110,9 +110,8 @@ class CropsTuner(CropsState):
     """
 
     def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10):
-        seen = Seen(recording.images, recording.target)
-        self._seen = lambda i: seen[i].resize((SIDE, SIDE))
-        self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._seen(i)))
+        self._resized = lambda i: recording.images[i].resize((SIDE, SIDE))
+        self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
         self._best = functools.lru_cache(64)(lambda layer, unit: exemplars(recording, layer, units=[unit], k=k))
         self._unit_on_view = self._maps_on_view = None
         super().__init__(recording, layer, unit, **{name: getattr(settings, name) for name in FIELDS})
@@ -157,7 +156,7 @@ class CropsTuner(CropsState):
     def still(self):
         """The page as a PNG file."""
         best = self._best(self.layer, self.unit)
-        pictures = [self._seen(int(i)) for i in best.images[0] if i >= 0]
+        pictures = [self._resized(int(i)) for i in best.images[0] if i >= 0]
         steps = [None] * len(pictures) if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings)
         return {"image/png": base64.b64encode(small_png(crops_figure(pictures, steps, f"{self.layer} unit {self.unit}"))).decode()}
 

@@ -23,13 +23,17 @@ def written(
     indent: int = 0,  # spaces in front of the lines after the first
 ) -> str:
     """The Python expression that makes `value` again; several lines where it has many parts."""
-    if isinstance(value, type) or not dataclasses.is_dataclass(value):
+    if not _is_settings(value):
         return _written_plain(value, name, indent)
-    if not type(value).__dataclass_params__.frozen:
-        return name
     changed = [(one.name, getattr(value, one.name)) for one in dataclasses.fields(value) if one.init and _changed(one, value)]
     parts = [f"{one}={written(of, one, indent + 4)}" for one, of in changed]
     return _enclosed(f"{type(value).__name__}(", parts, ")", indent)
+
+
+def _is_settings(value):
+    """Whether a value is a frozen dataclass; a model that is one offers a fingerprint, and is known by the name of its variable."""
+    frozen = dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__dataclass_params__.frozen
+    return frozen and not hasattr(value, "fingerprint")
 
 
 def _changed(one, value):
@@ -38,8 +42,9 @@ def _changed(one, value):
     given = getattr(value, one.name)
     return default is dataclasses.MISSING or type(given) is not type(default) or given != default
 
-# %% ../../nbs/widgets/04_tuner.ipynb #a8165f1f
+# %% ../../nbs/widgets/04_tuner.ipynb #d3e6f102
 _WIDTH = 120  # letters of a line of code
+_MOST = 20  # items of a list that is written out; a concept set is known by the name of its variable
 
 
 def _written_plain(value, name, indent):
@@ -47,7 +52,7 @@ def _written_plain(value, name, indent):
         return value.__name__
     if isinstance(value, str) and "\n" in value:
         return _enclosed("(", [repr(line) for line in value.splitlines(keepends=True)], ")", indent, between="")
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)) and len(value) <= _MOST:
         parts = [written(item, name, indent + 4) for item in value]
         comma = "," if isinstance(value, tuple) and len(parts) == 1 else ""
         return _enclosed("([" [isinstance(value, list)], parts, comma + ")]"[isinstance(value, list)], indent)
@@ -75,7 +80,7 @@ def imports(
 
 def _kinds(value):
     """The settings' classes inside a value."""
-    if isinstance(value, type) or not dataclasses.is_dataclass(value) or not type(value).__dataclass_params__.frozen:
+    if not _is_settings(value):
         return
     yield type(value)
     for one in dataclasses.fields(value):
@@ -91,6 +96,7 @@ class TunerState(anywidget.AnyWidget):
     unit = traitlets.Int(help="The unit on view, from 0.").tag(sync=True)
     unit_count = traitlets.Int(help="The number of units of the layer; made by Python.").tag(sync=True)
     alone = traitlets.Bool(True, help="Whether the view has its own choice of a unit; not so in a workbench.").tag(sync=True)
+    runs = traitlets.Unicode(help="What the run button says; empty where there is nothing to run; made by Python.").tag(sync=True)
     running = traitlets.Dict(help="The step, done and total of the run that is on, or empty; made by Python.").tag(sync=True)
     message = traitlets.Unicode(help="What a person must know, such as an error, as one sentence; made by Python.").tag(sync=True)
     code = traitlets.Unicode(help="The Python call with what is set; made by Python.").tag(sync=True)
@@ -132,8 +138,8 @@ class Tuner(TunerState):
 
     def _answer(self, widget, content, buffers):
         with self.telling():
-            kind = content.get("kind")
-            self.actions[choose(kind, self.actions, "action")]()
+            details = dict(content)
+            self.actions[choose(details.pop("kind"), self.actions, "action")](**details)
 
     def _show_run(self, state):
         self.running = state
