@@ -119,7 +119,7 @@ class DescribeAndDissect:
         looked = studio.look([prompt for own in prompts for prompt in own.values()], lambda *counts: watch("paint", *counts))
         names = list(dict.fromkeys(candidate for own in found for candidate in own.candidates))
         texts = dict(zip(names, self.clip.embed_texts(names, progress=False), strict=True)) if names else {}
-        return studio, [painted_by(studio, asked, unit, looked, np.asarray(seen), np.array([texts[name] for name in asked]))
+        return studio, [painted_by(studio, asked, unit, looked, np.array(seen), np.array([texts[name] for name in asked])) if asked else None
                         for unit, asked, seen in zip(units, prompts, exemplars)]
 
 

@@ -60,7 +60,7 @@ class Trace:
     unit: int
     augmented: Augmented  # step 1: exemplars, maps, boxes, crops, and which of them went on
     found: Candidates  # step 2: captions, what was asked and answered, candidates
-    painted: Painted | None  # step 3: activations and embeddings of painted images; None without concept selection
+    painted: Painted | None  # step 3: activations and embeddings of painted images; None without concept selection or candidates
     choice: Choice
     studio: Studio | None = None  # paints the images again when they are looked at
 
@@ -164,7 +164,7 @@ def plot_trace(trace: Trace):
 
     rows = [] if trace.painted is None else [name for name in trace.scores.candidate if name in trace.painted_images][:6]
     columns = max(2, len(trace.augmented.images), trace.studio.count if rows else 0)
-    size = {"figsize": (columns, 1.5 + 1.1 * len(rows)), "dpi": 70, "layout": "constrained"}
+    size = {"figsize": (1.1 * columns, 1.6 + 1.2 * len(rows)), "dpi": 72, "layout": "constrained"}
     figure, grid = plt.subplots(1 + len(rows), columns, squeeze=False, **size)
     plt.close(figure)  # it is shown where it is returned to, and only there
     for axis in grid.flat:

@@ -1,0 +1,522 @@
+"""Describe-and-Dissect on a small network and tools that count what they are asked: what it finds, keeps, records and refuses."""
+
+import dataclasses
+import math
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import neuronbench as nb
+from neuronbench.describe.candidates import Asking, candidates_of
+from neuronbench.describe.describe_and_dissect import DescribeAndDissect
+from neuronbench.describe.prompts import Prompts
+from neuronbench.describe.scoring import SCORINGS
+from neuronbench.foundation.chat import Answer
+from neuronbench.foundation.consensus import Consensus
+from neuronbench.probe.crops import CropSettings, attention_crops
+
+COLOURS = {"red": (230, 20, 20), "green": (20, 220, 30), "blue": (20, 40, 230), "yellow": (230, 220, 30), "white": (250, 250, 250), "black": (5, 5, 5)}
+
+
+def nearest(colour):
+    return min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name], float) - colour).sum())
+
+
+class Channels(torch.nn.Module):
+    """Units 0 to 2 like red, green and blue, unit 3 is NaN everywhere, unit 4 silent, unit 5 always negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.conv.weight.data.zero_()
+        self.conv.weight.data[:3, :, 1, 1] = torch.tensor([[1.0, -0.6, -0.6], [-0.6, 1, -0.6], [-0.6, -0.6, 1]])
+        self.conv.weight.data[3] = math.nan
+        self.conv.weight.data[5, 0, 1, 1] = 0.1
+        self.conv.bias.data = torch.tensor([0.0, 0, 0, 0, 0, -9])
+        self.fc = torch.nn.Linear(3, 2)
+        torch.nn.init.eye_(self.fc.weight)
+
+    def forward(self, x):
+        return self.fc(self.conv(x)[:, :3].mean((2, 3)))
+
+
+def to_tensor(image):
+    return torch.tensor(np.asarray(image.resize((24, 24)))).permute(2, 0, 1) / 255
+
+
+class Captioner:
+    fingerprint = "namer of colours"
+
+    def __init__(self):
+        self.seen = []
+
+    def captions(self, images, indices=None, progress=True):
+        self.seen += images
+        return [f"a {nearest(np.asarray(image)[9:-9, 9:-9].mean((0, 1)))} square" for image in images]
+
+
+class Chat:
+    """Repeats a caption; summarises by the word that most captions share."""
+
+    def __init__(self):
+        self.known, self.sent = {}, []
+
+    def answers(self, requests, progress=True):
+        new = {request.key: request for request in requests if request.key not in self.known}
+        self.sent += new.values()
+        self.known |= {key: self.answer(request) for key, request in new.items()}
+        return [self.known[request.key] for request in requests]
+
+    def answer(self, request):
+        words = [word for text in request.texts for word in text.split() if word in COLOURS]
+        text = request.texts[0] if len(request.texts) == 1 else f"{max(words, key=words.count)} things" if request.seed % 2 else "white"
+        return Answer(text, model="small talk")
+
+
+class Painter:
+    fingerprint = "painter of colours"
+
+    def __init__(self):
+        self.painted = []
+
+    def paint(self, prompts, count=10, progress=True):
+        self.painted += prompts
+        return [[self.image(prompt, number) for number in range(count)] for prompt in prompts]
+
+    def image(self, prompt, number):
+        colour = next((COLOURS[word] for word in prompt.split() if word in COLOURS), (128, 128, 128))
+        return Image.fromarray(np.clip(np.full((24, 24, 3), colour) - 8 * number, 0, 255).astype(np.uint8))
+
+
+class CLIP:
+    """Sees the mean colour of an image and reads colours in a text."""
+
+    fingerprint, device = "sees colours", "cpu"
+
+    def __init__(self):
+        self.seen = 0
+
+    def embed_images(self, images, indices=None, progress=True):
+        self.seen += len(images)
+        return self.normalised([np.asarray(image).mean((0, 1)) for image in images])
+
+    def embed_texts(self, texts, progress=True):
+        return self.normalised([next((COLOURS[word] for word in text.split() if word in COLOURS), (90, 100, 80)) for text in texts])
+
+    def normalised(self, values):
+        values = np.asarray(values, "f4").reshape(-1, 3) / 255 + 0.01
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def squares(count=60, size=24):
+    """A square of one colour on grey, or of grey on that colour."""
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(count):
+        colour = np.clip(np.array(list(COLOURS.values())[number % 6]) + rng.normal(0, 12, 3), 0, 255)
+        pixels = np.full((size, size, 3), 110.0)
+        left, top = rng.integers(2, size - 10, 2)
+        pixels[top : top + 8, left : left + 8] = colour
+        images.append(Image.fromarray(pixels.astype(np.uint8)))
+    return nb.ProbingSet.from_images(images)
+
+
+def recorded(images, model=None, layers=("conv", "fc")):
+    target = nb.Target(model or Channels(), layers=layers, preprocess=to_tensor, device="cpu")
+    return nb.record(target, images, progress=False)
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return recorded(squares())
+
+
+@pytest.fixture
+def method():
+    return DescribeAndDissect(Captioner(), Chat(), Painter(), CLIP(), image_size=48)
+
+
+@pytest.fixture
+def forwards(recording):
+    """How many images went through the target, one number for each pass."""
+    passes = []
+    hook = recording.target.model.conv.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    yield passes
+    hook.remove()
+
+
+def told(method, recording, units=(0, 1, 2), **options):
+    return method(recording, recording.images, {"conv": list(units)}, **options)
+
+
+def test_units_get_the_names_of_their_colours(recording, method):
+    table = told(method, recording)
+    assert list(table.columns) == ["layer", "unit", "description", "score", "method"]
+    assert table.description.tolist() == ["red things", "green things", "blue things"]
+    assert set(table.method) == {"Describe-and-Dissect"} and np.isfinite(table.score).all() and table.attrs["failures"] == []
+
+
+def test_many_units_at_once_say_the_same_as_one_by_one(recording, method):
+    together = told(method, recording, units=(0, 1, 2, 5))
+    alone = dataclasses.replace(method, captioner=Captioner(), chat=Chat(), painter=Painter())
+    for row in together.itertuples():
+        trace = alone.trace(recording, "conv", row.unit)
+        assert (trace.description, trace.score) == (row.description, row.score)
+
+
+def test_what_units_share_is_made_once(recording, method, forwards):
+    traces = method.traces(recording, "conv", [0, 1, 2, 5])
+    distinct = {(image, box) for trace in traces for image, box in zip(trace.augmented.chosen.image, trace.augmented.chosen.box)}
+    assert len(method.captioner.seen) == len(distinct) < sum(len(trace.augmented.images) for trace in traces)
+    candidates = {candidate for trace in traces for candidate in trace.found.candidates}
+    assert len(method.painter.painted) == len(set(method.painter.painted)) == len(candidates)
+    assert len(forwards) < 12  # full batches: exemplars, crops, and painted images
+
+
+def test_the_steps_of_a_trace_fit_together(recording, method):
+    trace = method.trace(recording, "conv", 0)
+    augmented, found, painted = trace.augmented, trace.found, trace.painted
+    assert augmented.exemplars.tolist() == recording.top("conv", 0, 10).image.tolist() and augmented.maps.shape == (10, 24, 24)
+    assert len(augmented.crop_steps) == 10 and augmented.note == ""
+    crops = augmented.union[augmented.union.box.notna()]
+    assert len(crops) == sum(len(steps.boxes) for steps in augmented.crop_steps) > 0
+    assert len(augmented.chosen) == len(augmented.images) == len(found.captions) == 10
+    assert augmented.union.activation.is_monotonic_decreasing and augmented.chosen.box.notna().any()
+    row = crops.iloc[0]
+    [expected] = [crop for crop in attention_crops(recording.images[int(row.image)].resize((48, 48)),
+                                                   augmented.maps[augmented.exemplars.tolist().index(row.image)]) if crop.box == row.box]
+    with torch.no_grad():
+        seen = recording.target.model.conv(to_tensor(expected.image)[None])[0, 0].mean()
+    assert row.activation == pytest.approx(float(seen), abs=1e-5)
+    assert found.table.step.value_counts().to_dict() == {"simplify": 10, "summarise": 5}
+    assert found.candidates == ("white", "red things") and trace.answered_by == "small talk"
+    assert painted.activations.shape == (2, 10) and painted.embeddings.shape == (2, 10, 3) and painted.exemplars.shape == (10, 3)
+    assert trace.ranks.values.sum() == 210 and trace.ranks.loc["red things"].max() < trace.ranks.loc["white"].min()
+    assert list(trace.scores.columns) == ["candidate", "score", *SCORINGS] and trace.scores.candidate[0] == "red things" == trace.description
+    assert trace.runners_up == ["white"] and [len(images) for images in trace.painted_images.values()] == [10, 10]
+    assert len(trace.plot().axes) == 30 and len(trace.plot_crops().axes) == 30
+
+
+@pytest.mark.parametrize("scoring", [*SCORINGS, lambda activations: activations.max(1)])
+def test_description_and_score_are_the_best_by_the_scoring_function(recording, method, scoring):
+    method = dataclasses.replace(method, scoring=scoring)
+    trace = method.trace(recording, "conv", 1)
+    scores = trace.painted.scores(scoring)
+    assert trace.score == scores.max() and trace.description == trace.found.candidates[scores.argmax()] == "green things"
+
+
+def test_no_crops(recording, method):
+    trace = dataclasses.replace(method, crops=None).trace(recording, "conv", 0)
+    assert trace.augmented.union.box.isna().all() and trace.augmented.crop_steps == [] and "switched off" in trace.augmented.note
+    assert trace.augmented.chosen.image.tolist() == recording.top("conv", 0, 10).image.tolist()
+
+
+def test_captions_as_candidates(recording, method):
+    method = dataclasses.replace(method, summarise=False)
+    trace = method.trace(recording, "conv", 0)
+    assert trace.found.candidates[0] == "a red square" == trace.description and method.chat.sent == [] and trace.answered_by == ""
+
+
+def test_without_selection_the_first_candidate_wins_and_nothing_is_painted(recording, method):
+    method = dataclasses.replace(method, select=False)
+    table = told(method, recording)
+    assert table.description.tolist() == ["white"] * 3 and table.score.isna().all() and method.painter.painted == [] and method.clip.seen == 0
+    trace = method.trace(recording, "conv", 0)
+    assert len(trace.plot().axes) == 10 and trace.scores.candidate.tolist() == ["white", "red things"]
+
+
+def test_several_labels_are_rows_best_first(recording, method):
+    class Three(Chat):
+        def answer(self, request):
+            return Answer(["red", "red things", "white", "blue", "red"][request.seed % 5] if len(request.texts) > 1 else request.texts[0])
+
+    method = dataclasses.replace(method, chat=Three(), labels=3, scoring="mean")
+    table = told(method, recording, units=[0])
+    trace = method.trace(recording, "conv", 0)
+    order = trace.scores.candidate.tolist()
+    texts = method.clip.embed_texts(order)
+    expected = [name for place, name in enumerate(order[:3]) if not (texts[:place] @ texts[place] > 0.81).any()]
+    assert set(order[:2]) == {"red", "red things"}  # which CLIP cannot tell apart
+    assert table.description.tolist() == expected == trace.labels.description.tolist() and len(expected) == 2
+    assert (np.diff(table.score) <= 0).all() and trace.rescored(labels=1).labels.description.tolist() == expected[:1]
+
+
+def test_consensus_is_named(recording, method):
+    table = told(dataclasses.replace(method, chat=Consensus()), recording, units=[0])
+    assert table.method.tolist() == ["Describe-and-Dissect (consensus)"] and table.description[0].startswith("red")
+
+
+def test_a_second_run_calls_no_model_but_those_that_keep_their_own(recording, method, forwards):
+    first = told(method, recording)
+    forwards.clear()
+    painted = len(method.painter.painted)
+    again = told(dataclasses.replace(method), recording)
+    assert again.equals(first) and forwards == [] and len(method.painter.painted) == painted
+
+
+def test_an_edited_prompt_costs_only_what_is_new(recording, method, forwards):
+    told(method, recording)
+    forwards.clear()
+    before, asked = set(method.painter.painted), len(method.chat.sent)
+    edited = dataclasses.replace(method, prompts=Prompts(summarise="In common: {descriptions}"))
+    told(edited, recording)
+    assert forwards == [] and set(method.painter.painted) == before  # the same candidates again
+    assert {request.messages[-1]["content"][:9] for request in method.chat.sent[asked:]} == {"In common"}
+    asked = len(method.chat.sent)
+    painting = dataclasses.replace(edited, prompts=dataclasses.replace(edited.prompts, paint="A close-up of {candidate}"))
+    told(painting, recording)
+    assert len(method.chat.sent) == asked and all(prompt.startswith("A close-up") for prompt in set(method.painter.painted) - before)
+
+
+@pytest.mark.parametrize("change", [{"scoring": "mean"}, {"beta": 2}, {"t": 3}, {"labels": 3}])
+def test_rescoring_calls_no_model(recording, method, change, monkeypatch):
+    trace = method.trace(recording, "conv", 0)
+    expected = dataclasses.replace(method, **change).trace(recording, "conv", 0)
+    for tool, members in ((Captioner, ["captions"]), (Chat, ["answers"]), (Painter, ["paint"]), (CLIP, ["embed_images", "embed_texts"])):
+        for member in members:
+            monkeypatch.setattr(tool, member, lambda *arguments, **options: pytest.fail("a model was called"))
+    other = trace.rescored(**change)
+    assert other.labels.equals(expected.labels) and other.scores.equals(expected.scores)
+    with pytest.raises(KeyError, match="no setting of the choice 'scorring'; did you mean 'scoring'"):
+        trace.rescored(scorring="mean")
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_stopped_anywhere_the_next_call_continues(monkeypatch, tmp_path):
+    """Whatever the call of `watch` at which it is stopped, nothing that was done is done again."""
+
+    def run(stop_at, folder):
+        monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / folder))
+        recording, forwards = recorded(squares()), []
+        recording.target.model.conv.register_forward_hook(lambda module, inputs, output: forwards.append(len(output)))
+        method, steps = DescribeAndDissect(Captioner(), Chat(), Painter(), CLIP(), image_size=48), []
+
+        def watch(step, done, total):
+            assert 0 < done <= total
+            steps.append(step)
+            if len(steps) == stop_at:
+                raise Stopped
+
+        if stop_at:
+            with pytest.raises(Stopped):
+                told(method, recording, watch=watch)
+        table = told(method, recording)
+        return table, sum(forwards), method, steps
+
+    expected, images, whole, _ = run(0, "whole")
+    for stop_at in range(1, 6):
+        table, seen, method, steps = run(stop_at, f"stopped {stop_at}")
+        assert table.equals(expected), steps
+        assert seen == images and len(method.chat.sent) == len(whole.chat.sent), steps
+        assert sorted(set(method.painter.painted)) == sorted(method.painter.painted), steps
+    assert "paint" in steps or "embed" in steps
+
+
+def failure_of(method, recording, unit=0):
+    """The recorded failure of one unit; the others must be described."""
+    table = told(method, recording, units=(unit, *({0, 1, 2} - {unit})))
+    [failure] = table.attrs["failures"]
+    assert (failure["layer"], failure["unit"]) == ("conv", unit) and table.description.isna().tolist() == [True, *[False] * (len(table) - 1)]
+    assert math.isnan(table.score[0]) and list(failure) == ["layer", "unit", "step", "reason"]
+    trace = method.trace(recording, "conv", unit)
+    assert trace.failure == failure and trace.description is None and failure["reason"] in repr(trace)
+    assert len(trace.plot().axes) >= 2 and trace.plot_crops() is not None
+    return failure["step"], failure["reason"]
+
+
+@pytest.mark.filterwarnings("ignore:1 units of 'conv' are finite")
+def test_a_unit_that_is_nan_everywhere(recording, method):
+    assert failure_of(method, recording, unit=3) == ("exemplars", "the unit is NaN or infinite on every image")
+
+
+def test_no_captions_for_one_unit(recording, method):
+    class Speechless(Captioner):
+        def captions(self, images, **options):
+            return ["  " if "red" in caption else caption for caption in super().captions(images)]
+
+    assert failure_of(dataclasses.replace(method, captioner=Speechless()), recording) == ("candidates", "none of the 10 images has a caption")
+    assert failure_of(dataclasses.replace(method, captioner=Speechless(), summarise=False), recording)[1] == "none of the 10 images has a caption"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer("I'm sorry, but I cannot assist with that request."), "a refusal"),
+        (Answer("", error="the server answered 500"), "the server answered 500"),
+        (Answer("red " * 10_000), "the answer has 10000 words"),
+        (Answer('"..."'), "the answer has no words"),
+    ],
+)
+@pytest.mark.parametrize("step", ["simplified", "summary"])
+def test_answers_that_cannot_be_used(recording, method, answer, reason, step):
+    class Unwilling(Chat):
+        def answer(self, request):
+            upset = any("red" in text for text in request.texts) and (len(request.texts) == 1) == (step == "simplified")
+            return answer if upset else super().answer(request)
+
+    found = failure_of(dataclasses.replace(method, chat=Unwilling()), recording)
+    assert found[0] == "candidates" and step in found[1] and reason in found[1]
+
+
+def test_a_painter_that_fails_for_one_candidate_or_for_all(recording, method):
+    class Careful(Painter):
+        def paint(self, prompts, count=10, progress=True):
+            if any("red" in prompt for prompt in prompts):
+                raise RuntimeError("CUDA out of memory")
+            return super().paint(prompts, count)
+
+    careful = dataclasses.replace(method, painter=Careful())
+    table = told(careful, recording)
+    assert table.description.tolist() == ["white", "green things", "blue things"] and table.attrs["failures"] == []
+    trace = careful.trace(recording, "conv", 0)
+    assert trace.painted.problems == {"red things": "the painter raised RuntimeError: CUDA out of memory"}
+    assert np.isnan(trace.scores.score[1]) and list(trace.painted_images) == ["white"]
+    sane = dataclasses.replace(careful, painter=Painter())  # what failed was not kept
+    assert told(sane, recording).description[0] == "red things"
+
+    class Censored(Painter):
+        fingerprint = "the safety filter"
+
+        def paint(self, prompts, count=10, progress=True):
+            return [[] if "red" in prompt or "white" in prompt else images[: 1 + number] for number, (prompt, images) in
+                    enumerate(zip(prompts, super().paint(prompts, count)))]
+
+    censored = dataclasses.replace(method, painter=Censored())
+    step, reason = failure_of(censored, recording)
+    assert step == "paint" and "safety filter" in reason
+    assert 0 < np.isfinite(censored.trace(recording, "conv", 1).painted.activations).sum() < 10
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda activations: 1 / 0, "raised ZeroDivisionError"),
+        (lambda activations: np.full(len(activations), np.nan), r"returned \[nan nan\]"),
+        (lambda activations: "good", "raised ValueError"),
+    ],
+)
+def test_a_scoring_function_of_ones_own_that_fails(recording, method, function, reason):
+    table = told(dataclasses.replace(method, scoring=function), recording)
+    assert table.description.isna().all() and [failure["step"] for failure in table.attrs["failures"]] == ["score"] * 3
+    assert all(re.search(f"the scoring function '<lambda>' {reason}", failure["reason"]) for failure in table.attrs["failures"])
+    trace = method.trace(recording, "conv", 0)
+    assert trace.rescored(scoring=function).description is None and trace.rescored(scoring="mean").description == "red things"
+
+
+def test_a_silent_and_a_negative_unit_are_described_without_preference(recording, method):
+    silent, negative = method.traces(recording, "conv", [4, 5])
+    assert silent.augmented.note == "no region of the activation maps stands out" and silent.failure is None
+    assert len(set(silent.scores["mean"])) == 1
+    assert negative.augmented.union.box.notna().any() and negative.failure is None and (negative.augmented.union.activation < 0).all()
+
+
+def test_a_layer_without_maps_has_no_crops_and_says_so(recording, method):
+    trace = method.trace(recording, "fc", 0)
+    assert trace.augmented.maps is None and trace.augmented.note == "layer 'fc' has no spatial map, so there is nothing to crop"
+    assert trace.augmented.union.box.isna().all() and trace.description == "red things" and len(trace.plot_crops().axes) == 10
+
+
+def test_images_of_one_pixel(method):
+    images = nb.ProbingSet.from_images([Image.new("RGB", (1, 1), colour) for colour in COLOURS.values()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = method(recorded(images), images, {"conv": [0, 2]})
+    assert table.description.notna().all() and table.attrs["failures"] == []
+
+
+def test_identical_captions():
+    asked = Chat()
+    [found] = candidates_of([["a red square"] * 10], asked, Asking(count=5))
+    assert found.simplified == ("a red square",) * 10 and len(found.candidates) == 2
+    assert len(asked.sent) == 6  # one to simplify, five summaries
+
+
+def test_texts_of_models_stay_texts(recording, method):
+    hostile = "<img src=x onerror=alert(1)> $\\frac{ **red** {candidate}"
+
+    class Hostile(Chat):
+        def answer(self, request):
+            return Answer(hostile, model="<b>mallory</b>")
+
+    class Captions(Captioner):
+        def captions(self, images, **options):
+            return [hostile] * len(images)
+
+    trace = dataclasses.replace(method, chat=Hostile(), captioner=Captions()).trace(recording, "conv", 0)
+    assert trace.description == hostile and trace.answered_by == "<b>mallory</b>"
+    figure = trace.plot()
+    figure.canvas.draw()  # no mathematics is read into it
+    assert trace.found.table._repr_html_().count("<img") == 0
+
+
+def test_a_server_that_is_not_there_is_an_error_of_the_call(recording, method):
+    class Nobody:
+        def answers(self, requests, progress=True):
+            raise ConnectionError("nothing is listening on port 1")
+
+    with pytest.raises(ConnectionError, match="nothing is listening"):
+        told(dataclasses.replace(method, chat=Nobody()), recording)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scoring": "topk"}, "did you mean 'topk_squared'"),
+        ({"beta": 0}, "beta=0"),
+        ({"labels": 4}, "labels=4"),
+        ({"exemplars": 0}, "exemplars is 0"),
+        ({"images_per_candidate": -1}, "images_per_candidate is -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(method, settings, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        dataclasses.replace(method, **settings)
+
+
+def test_units_and_images_that_do_not_fit(recording, method):
+    with pytest.raises(ValueError, match="there is no unit 99"):
+        told(method, recording, units=[99])
+    with pytest.raises(KeyError, match="no layer 'con'; did you mean 'conv'"):
+        method.trace(recording, "con", 0)
+    with pytest.raises(ValueError, match="are not the"):
+        method(recording, nb.ProbingSet.from_images([Image.new("RGB", (8, 8))] * 60))
+    empty = told(method, recording, units=[])
+    assert len(empty) == 0 and list(empty.columns) == ["layer", "unit", "description", "score", "method"] and empty.attrs["failures"] == []
+
+
+def test_few_images_and_few_exemplars(method):
+    images = squares(count=4)
+    trace = dataclasses.replace(method, exemplars=7).trace(recorded(images), "conv", 0)
+    assert len(trace.augmented.exemplars) == 4 < len(trace.augmented.images) == len(trace.augmented.union) <= 7 and trace.failure is None
+
+
+def test_other_crops_another_target_and_another_painter_never_serve_what_was_kept(recording, method):
+    first = method.trace(recording, "conv", 0)
+    assert len(dataclasses.replace(method, crops=CropSettings(max_crops=0)).trace(recording, "conv", 0).augmented.union) == 10
+
+    class Inverted(Painter):
+        fingerprint = "inverted"
+
+        def image(self, prompt, number):
+            return Image.fromarray(255 - np.asarray(super().image(prompt, number)))
+
+    other = dataclasses.replace(method, painter=Inverted()).trace(recording, "conv", 0)
+    assert not np.allclose(other.painted.activations, first.painted.activations)
+    model = Channels()
+    model.conv.weight.data[0] *= 2
+    doubled = method.trace(recorded(squares(), model), "conv", 0)
+    np.testing.assert_allclose(doubled.painted.activations, 2 * first.painted.activations, rtol=1e-5)
+    crops = [trace.augmented.union[trace.augmented.union.box.notna()].activation.max() for trace in (first, doubled)]
+    assert crops[1] == pytest.approx(2 * crops[0], rel=1e-5)
