@@ -19,6 +19,7 @@ import neuronbench as nb
 from neuronbench.foundation.captioner import CAPTION_PROMPT, Captioner, ChatCaptioner, ConceptCaptioner
 from neuronbench.foundation.chat import Chat
 from neuronbench.foundation.clip import CLIP
+from neuronbench.probe.images import BadImage
 
 KINDS = {"blip": tiny_models.blip, "blip2": tiny_models.blip2, "vit_gpt2": tiny_models.vit_gpt2, "qwen2_vl": tiny_models.qwen2_vl}
 
@@ -159,6 +160,16 @@ def test_known_images_of_a_probing_set_are_not_opened(blip):
     texts = blip.captions(images)
     assert images.opened == 3
     assert blip.captions(images, indices=[2, 0]) == [texts[2], texts[0]] and images.opened == 3
+
+
+def test_an_image_that_cannot_be_read_is_named_and_can_be_left_out(blip, tmp_path):
+    for number, picture in enumerate(pictures(3)):
+        picture.save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    images = nb.ProbingSet.from_folder(tmp_path)
+    with pytest.raises(BadImage, match="'1.png'"):
+        blip.captions(images)
+    assert blip.captions(images, indices=[0, 2]) == blip.captions(pictures(3), indices=[0, 2])
 
 
 def test_what_was_captioned_before_a_failure_is_kept(folders, monkeypatch):

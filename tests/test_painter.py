@@ -48,7 +48,8 @@ def test_images_are_those_of_diffusers(folder):
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    expected = pipeline(PROMPTS[:1] * 2, num_inference_steps=5, guidance_scale=4.0, generator=[_generator(7, PROMPTS[0], n) for n in (0, 1)]).images
+    seeds = [_generator(7, PROMPTS[0], number) for number in (0, 1)]
+    expected = pipeline(PROMPTS[:1] * 2, num_inference_steps=5, guidance_scale=4.0, generator=seeds).images
     painted, = paints(folder, steps=5, guidance=4.0, seed=7).paint(PROMPTS[:1], count=2)
     assert [difference(one, other) for one, other in zip(painted, expected)] == [0, 0]
     assert all(image.mode == "RGB" and image.size == (32, 32) for image in painted)

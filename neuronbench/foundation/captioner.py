@@ -117,7 +117,10 @@ class Captioner:
         indices=None,  # the images wanted, by position; all if None
         progress: bool = True,
     ) -> list[str]:
-        """One caption per image, in the order of `indices`; "" (and a warning) where the model says nothing."""
+        """One caption per image, in the order of `indices`; "" (and a warning) where the model says nothing.
+
+        Errors: BadImage for an image that cannot be read; captions made before it are kept.
+        """
         texts = _kept_captions(self.fingerprint, images, indices, self._generate, self.batch_size, progress)
         if "" in texts:
             warnings.warn(f"{self.name!r} said nothing of {texts.count('')} of {len(texts)} images", stacklevel=2)
@@ -165,7 +168,7 @@ class ConceptCaptioner:
         indices=None,  # the images wanted, by position; all if None
         progress: bool = True,
     ) -> list[str]:
-        """One concept per image, in the order of `indices`."""
+        """One concept per image, in the order of `indices`. Errors: BadImage for an image that cannot be read."""
         seen = self.clip.embed_images(images, indices, progress=progress)
         if not len(seen):
             return []
@@ -199,7 +202,7 @@ class ChatCaptioner:
     ) -> list[str]:
         """One caption per image, in the order of `indices`; "" (and a warning that says why) where there was no answer.
 
-        Errors: those of the chat model when nothing can be asked at all (no key, no server).
+        Errors: those of the chat model when nothing can be asked at all (no key, no server); BadImage for an image that cannot be read.
         """
         reasons = []
         texts = _kept_captions(self.fingerprint, images, indices, lambda batch: self._ask(batch, reasons), 64, progress)
