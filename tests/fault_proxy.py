@@ -137,8 +137,3 @@ def completion(content, reason="stop", usage=None, **message):
     """A whole chat completion."""
     answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": reason}]}
     return text(json.dumps(answer | ({"usage": usage} if usage else {})))
-
-
-def echo_key(code):
-    """An error that repeats the Authorization header, as careless servers do."""
-    return lambda exchange: exchange.reply(json.dumps({"error": {"message": f"denied: {exchange.handler.headers['Authorization']} " * 3}}), code)

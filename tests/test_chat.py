@@ -26,7 +26,8 @@ def folder(tmp_path_factory):
 
 
 def ask(content, **fields):
-    return Request(({"role": "system", "content": "Name what you see."}, {"role": "user", "content": content}), **{"max_tokens": 8, **fields})
+    messages = ({"role": "system", "content": "Name what you see."}, {"role": "user", "content": content})
+    return Request(messages, **{"max_tokens": 8, **fields})
 
 
 def spoken(chat, requests):
@@ -36,8 +37,8 @@ def spoken(chat, requests):
 # Requests and what is kept
 
 
-@pytest.mark.parametrize("fields", [{"messages": ()}, {"messages": "hello"}, {"messages": ({"role": "user"},)}, {"temperature": -1}, {"temperature": float("nan")},
-                                    {"max_tokens": 0}, {"seed": -1}, {"seed": 2**63}], ids=str)
+@pytest.mark.parametrize("fields", [{"messages": ()}, {"messages": "hello"}, {"messages": ({"role": "user"},)}, {"temperature": -1},
+                                    {"temperature": float("nan")}, {"max_tokens": 0}, {"seed": -1}, {"seed": 2**63}], ids=str)
 def test_a_request_that_no_server_would_take_is_refused(fields):
     with pytest.raises(ValueError, match="a message is a dict|a request needs"):
         Request(**{"messages": ({"role": "user", "content": "x"},), **fields})
@@ -68,7 +69,8 @@ class Parrot(ChatModel):
             self.sent.append(content)
             if content == "stop":
                 raise KeyboardInterrupt
-            keep({key: Answer("" if content == "bad" else content, "bad luck" * (content == "bad"), self.name, 3, 1)}, lasting=content != "bad")
+            said = ("", "bad luck") if content == "bad" else (content, "")
+            keep({key: Answer(*said, self.name, 3, 1)}, lasting=content != "bad")
             show()
 
 
@@ -100,8 +102,8 @@ def test_no_requests_are_no_work():
 def mixed(count):
     rng = random.Random(7)
     words = "red boat house striped blue night sea field tree <b> ünïcode".split()
-    return [ask(" ".join(rng.choices(words, k=rng.randrange(1, 30))), temperature=rng.choice([0, 0.3, 1, 2]), seed=rng.randrange(3), max_tokens=rng.randrange(1, 9))
-            for _ in range(count)]
+    return [ask(" ".join(rng.choices(words, k=rng.randrange(1, 30))), temperature=rng.choice([0, 0.3, 1, 2]), seed=rng.randrange(3),
+                max_tokens=rng.randrange(1, 9)) for _ in range(count)]
 
 
 def test_an_answer_does_not_depend_on_its_batch(folder, tmp_path, monkeypatch):
@@ -118,16 +120,16 @@ def test_greedy_answers_are_those_of_generate(folder):
     said = spoken(chat, requests)
     for request, text in zip(requests, said, strict=True):
         prompt = chat.tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, return_tensors="pt")["input_ids"]
-        tokens = chat.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
-        assert text == chat.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        tokens = chat.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+        assert text == chat.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True).strip()
 
 
 def _sliding(vocabulary):
     """Mistral with a sliding window shorter than the prompts: what it has read cannot be handed on."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                            num_key_value_heads=2, sliding_window=8))
+    layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, sliding_window=8, **layers))
 
 
 def _absolute(vocabulary):
@@ -200,8 +202,9 @@ def test_answers_survive_the_object_and_follow_the_weights(folder, tmp_path):
     said = spoken(LocalChat(folder, device="cpu"), [ask("a red boat")])
     fresh = LocalChat(folder, device="cpu")
     assert fresh.answers([ask("a red boat")], progress=False)[0].cached and spoken(fresh, [ask("a red boat")]) == said
+    template = tiny_chat.TEMPLATE.replace("assistant", "system")
     others = [LocalChat(str(tiny_chat.llama(tmp_path / "seed", seed=1)), device="cpu"), LocalChat(folder, device="cpu", precision="bf16"),
-              LocalChat(str(tiny_chat.llama(tmp_path / "template", template=tiny_chat.TEMPLATE.replace("assistant", "system"))), device="cpu")]
+              LocalChat(str(tiny_chat.llama(tmp_path / "template", template=template)), device="cpu")]
     assert len({chat.fingerprint for chat in [fresh, *others]}) == 4
 
 
@@ -238,7 +241,8 @@ def test_what_is_no_chat_model_is_told_so(tmp_path, folder):
 def _encoder(path):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    CLIPTextModel(CLIPTextConfig(vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(path)
+    layers = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    CLIPTextModel(CLIPTextConfig(vocab_size=400, **layers)).save_pretrained(path)
     tiny_chat.tokenizer().save_pretrained(path)
 
 
@@ -251,7 +255,8 @@ def test_an_answer_without_text_says_so(folder):
 
 # The one without a language model
 
-CAPTION_WORDS = ["red", "boat", "boats", "striped", "night", "sea", "a", "the", "of", "with", "house", "glass", "city", "cities", "Straße", "don't", "2", "<b>", "photo of"]
+CAPTION_WORDS = ["red", "boat", "boats", "striped", "night", "sea", "a", "the", "of", "with", "house", "glass", "city", "cities", "Straße",
+                 "don't", "2", "<b>", "photo of"]
 captions = st.lists(st.lists(st.sampled_from(CAPTION_WORDS), max_size=8).map(" ".join) | st.text(max_size=30), max_size=8)
 
 
@@ -269,21 +274,25 @@ def test_consensus_does_not_depend_on_order_and_uses_only_words_that_are_there(t
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["striped", "boat", "house", "night", "sea", "flag", "field", "small"]), min_size=1, max_size=6, unique=True), st.integers(2, 10))
+@given(st.lists(st.sampled_from(["striped", "boat", "house", "night", "sea", "flag"]), min_size=1, unique=True), st.integers(2, 10))
 def test_consensus_finds_what_all_share(others, count):
     texts = [f"a photo of a red {others[number % len(others)]} number {number}" for number in range(count)]
     assert "red" in shared_words(texts)
 
 
 @pytest.mark.parametrize("texts, expected", [
-    (["a striped red boat with a flag at sea at night", "a red house in a field", "a small red bird in a tree", "red flowers in a vase", "a man in a red hat",
-      "a boat at night", "a red kite on the beach by day", "a red door", "there is a red car", "a close up of a red apple"], "red"),
-    (["there is a dog that is laying down on the grass", "a close up of a brown dog on grass", "araffe dog sitting in the grass", "two dogs playing in the grass"], "dog grass"),
-    (["a black and white photo of a snowy mountain", "a snowy mountain in the background", "snowy mountains", "a photo of a snowy mountain"], "snowy mountain"),
+    (["a striped red boat with a flag at sea at night", "a red house in a field", "a small red bird in a tree", "red flowers in a vase",
+      "a man in a red hat", "a boat at night", "a red kite on the beach by day", "a red door", "there is a red car", "a close up of a red apple"],
+     "red"),
+    (["there is a dog that is laying down on the grass", "a close up of a brown dog on grass", "araffe dog sitting in the grass",
+      "two dogs playing in the grass"], "dog grass"),
+    (["a black and white photo of a snowy mountain", "a snowy mountain in the background", "snowy mountains", "a photo of a snowy mountain"],
+     "snowy mountain"),
     (["a hot air balloon in the sky", "three hot air balloons over a field", "a hot air balloon at dawn"], "hot air balloon"),
     (["a fire in a fireplace", "a house on fire", "fire on a hill"], "fire"),
     (["a close up of a red and white striped shirt on a table"], "red white striped shirt table"),
-    (["a dog", "a dog"], "dog"), (["a dog", "a cat"], ""), (["a photo of a"], ""), ([], ""), (["", ""], ""), (["glass", "a glass", "glasses", "a boat"], "glass"),
+    (["a dog", "a dog"], "dog"), (["a dog", "a cat"], ""), (["a photo of a"], ""), ([], ""), (["", ""], ""),
+    (["glass", "a glass", "glasses", "a boat"], "glass"),
     (["one two three four five six seven"] * 10, "two three four five six"),
 ])
 def test_consensus_on_captions(texts, expected):
@@ -292,8 +301,8 @@ def test_consensus_on_captions(texts, expected):
 
 def test_consensus_says_why_there_is_no_answer():
     asked = [Request(({"role": "user", "content": "?"},), texts=texts) for texts in [(), ("a dog", "a cat"), ("a photo of a",)]]
-    errors = [answer.error for answer in Consensus().answers(asked)]
-    assert errors[0].startswith("no captions were given") and errors[1].startswith("the 2 captions share no word") and errors[2].startswith("there is no word in the caption")
+    reasons = [answer.error.split(",")[0] for answer in Consensus().answers(asked)]
+    assert reasons == ["no captions were given in Request.texts", "the 2 captions share no word", "there is no word in the caption"]
 
 
 def test_consensus_costs_nothing_and_its_key_is_that_of_its_rule():

@@ -372,5 +372,6 @@ class Chat(ChatModel):
             return Answer("", failure, self.name), False
         guess = self._prompt_tokens([request])[0]
         text, error, prompt_tokens, completion_tokens, lasting = _read(body, request, guess, self._server)
+        text, error = _without_key(text), _without_key(error)  # JSON may have hidden it in escapes
         self._characters, self._tokens = self._characters + _characters(request), self._tokens + prompt_tokens
         return Answer(text, error, self.name, prompt_tokens, completion_tokens), lasting
