@@ -6,6 +6,7 @@
 __all__ = ['best_concepts', 'CLIPDissect', 'CLIPDissectTrace']
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #dfad4164
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,18 +18,8 @@ import xarray
 from ..basics import choose, content_key
 from .concepts import concept_set
 from .descriptions import chosen_units, describe_frame, finite_units, kept
-from .similarity import SIMILARITIES, Cosines, soft_wpmi, wpmi
+from .similarity import SIMILARITIES, Cosines, soft_wpmi, soft_wpmi_odds
 from ..probe.recording import check_images
-
-# %% ../../nbs/describe/04_clip_dissect.ipynb #c92c781b
-def _without_ties(
-    result: torch.Tensor,  # (unit, concept) scores
-    second: torch.Tensor,  # (unit, concept) scores that decide among ties
-    tolerance: float = 1e-3,
-) -> torch.Tensor:
-    """`result`, where each unit's concepts within `tolerance` of its best are raised above it in the order of `second`."""
-    best = result.amax(1, keepdim=True)
-    return torch.where(result >= best - tolerance, best + 1 + second - second.amin(1, keepdim=True), result)
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #8ee8a01b
 def best_concepts(
@@ -44,13 +35,15 @@ def best_concepts(
     if similarity not in SIMILARITIES.values():
         scores = scores[:, :]  # a function of the user's own gets the whole matrix
     activations = torch.tensor(activations, device=device)
-    result = torch.as_tensor(similarity(scores, activations))
+    result = torch.as_tensor((soft_wpmi_odds if similarity is soft_wpmi else similarity)(scores, activations))
     if tuple(result.shape) != (activations.shape[1], len(texts)):
         raise ValueError(f"the similarity function gave shape {tuple(result.shape)}: expected (unit, concept), "
                          f"{(activations.shape[1], len(texts))}")
-    ranked = _without_ties(result, wpmi(scores, activations)) if similarity is soft_wpmi else result
-    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :count]
-    return {"concepts": order.cpu().numpy(), "scores": result.gather(1, order).float().cpu().numpy()}
+    order = torch.sort(result, dim=1, descending=True, stable=True).indices[:, :count]
+    best = result.gather(1, order).float()
+    if similarity is soft_wpmi:
+        best = math.log(len(best)) - torch.nn.functional.softplus(-best)
+    return {"concepts": order.cpu().numpy(), "scores": best.cpu().numpy()}
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #595f1c90
 @dataclass(frozen=True, eq=False)
