@@ -162,6 +162,18 @@ def test_ordinary_models_paint_with_dpm_solver(folder, tmp_path):
     assert paints(euler).pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
+def test_stable_diffusion_xl(tmp_path, monkeypatch):
+    place = tiny_models.stable_diffusion_xl(tmp_path / "xl")
+    painter = paints(place, batch_size=4)
+    assert type(painter.pipeline).__name__ == "StableDiffusionXLPipeline" and type(painter.pipeline.scheduler) is DPMSolverMultistepScheduler
+    together = painter.paint(PROMPTS, count=2)
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "other"))
+    alone = paints(place, batch_size=1).paint(PROMPTS, count=2)
+    pairs = [(one, other) for row, others in zip(together, alone) for one, other in zip(row, others)]
+    assert len(pairs) == 6 and max(difference(one, other) for one, other in pairs) <= 2
+    assert painter.fingerprint != paints(tiny_models.stable_diffusion_xl(tmp_path / "other", seed=1)).fingerprint
+
+
 FEW_STEPS = [EulerAncestralDiscreteScheduler(timestep_spacing="trailing", steps_offset=1), LCMScheduler(steps_offset=1),
              EulerDiscreteScheduler(timestep_spacing="trailing", steps_offset=1), TCDScheduler(steps_offset=1)]
 

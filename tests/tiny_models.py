@@ -127,24 +127,39 @@ def _safety_checker(refuses):
     return checker
 
 
+UNET = dict(sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+VAE = dict(block_out_channels=(8, 16), norm_num_groups=8, sample_size=32, latent_channels=4,
+           down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+TEXT = dict(vocab_size=190, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=32)
+NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+
+
 def stable_diffusion(folder, seed=0, scheduler=None, refuses=None):
     """StableDiffusionPipeline, 32x32 images; PNDM as in version 1.x if no scheduler is given; a safety filter if `refuses` is a bool."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 
-    words = _clip_tokenizer()
-    text = CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                          bos_token_id=0, eos_token_id=1, pad_token_id=1)
-    unet = dict(sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-    vae = dict(block_out_channels=(8, 16), norm_num_groups=8, sample_size=32, latent_channels=4,
-               down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
-    scheduler = scheduler or PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
-                                           set_alpha_to_one=False, steps_offset=1)
     pipeline = StableDiffusionPipeline(
-        vae=_seeded(lambda: AutoencoderKL(**vae), seed, spread=1.5), text_encoder=_seeded(lambda: CLIPTextModel(text), seed), tokenizer=words,
-        unet=_seeded(lambda: UNet2DConditionModel(**unet), seed, spread=1.5), scheduler=scheduler,
+        vae=_seeded(lambda: AutoencoderKL(**VAE), seed, spread=1.5), unet=_seeded(lambda: UNet2DConditionModel(**UNET), seed, spread=1.5),
+        text_encoder=_seeded(lambda: CLIPTextModel(CLIPTextConfig(**TEXT)), seed), tokenizer=_clip_tokenizer(),
+        scheduler=scheduler or PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False),
         safety_checker=None if refuses is None else _safety_checker(refuses),
         feature_extractor=None if refuses is None else CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         requires_safety_checker=refuses is not None)
+    return _saved(folder, pipeline)
+
+
+def stable_diffusion_xl(folder, seed=0):
+    """StableDiffusionXLPipeline: two text encoders, the image's size as a condition, Euler's scheduler; 32x32 images."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    unet = UNET | dict(cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80)
+    pipeline = StableDiffusionXLPipeline(
+        vae=_seeded(lambda: AutoencoderKL(**VAE), seed, spread=1.5), unet=_seeded(lambda: UNet2DConditionModel(**unet), seed, spread=1.5),
+        text_encoder=_seeded(lambda: CLIPTextModel(CLIPTextConfig(**TEXT)), seed), tokenizer=_clip_tokenizer(),
+        text_encoder_2=_seeded(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)), seed + 1), tokenizer_2=_clip_tokenizer(),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"), add_watermarker=False)
     return _saved(folder, pipeline)

@@ -82,7 +82,7 @@ class Painter:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.pipeline = _load(self.name, dtype).to(self.device)
         if few_steps(self.pipeline.scheduler) and steps > 10:
-            warnings.warn(f"{self.name!r} is made for few steps: give 1 to 8, not {steps}, and guidance=0.0 for a turbo model", stacklevel=2)
+            warnings.warn(f"{self.name!r} is made for few steps: give 1 to 8, not {steps}, and guidance=0.0 for turbo", stacklevel=2)
 
     def __repr__(self):
         return f"Painter({self.name!r}, steps={self.steps}, guidance={self.guidance}, device={str(self.device)!r}, seed={self.seed})"
