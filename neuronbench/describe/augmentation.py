@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..basics import content_key
-from ..probe.activations import pooled_activations
+from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
@@ -41,12 +41,11 @@ def _resized(images, positions, size):
         return dict(zip(positions, pool.map(lambda position: images[position].resize((size, size)), positions)))
 
 
-def _record_crops(recording, layer, pictures, wanted, size, watch):
+def _record_crops(recording, look, pictures, wanted, size, watch):
     """{(image, box): (U,) activations of all units} of the distinct crops `wanted`."""
     keys = [content_key("crop", recording.fingerprint, image, box, size) for image, box in wanted]
     crops = ProbingSet(lambda position: cut(pictures[wanted[position][0]], wanted[position][1]).image, keys, str)
-    values = pooled_activations(recording.target, layer, crops, recording.group.attrs["pool"][0], keys, watch)
-    return dict(zip(wanted, values, strict=True))
+    return dict(zip(wanted, look(crops, keys, watch), strict=True))
 
 # %% ../../nbs/describe/08_augmentation.ipynb #57ae09e4
 def _union(
@@ -104,17 +103,19 @@ def augment(
     k: int = 10,  # exemplars, and how many of the union go on
     crops: CropSettings | None = CropSettings(),  # None for no crops
     size: int = 375,  # of the squares that exemplars are resized to, in pixels
-    watch=None,  # callable: (images done, images to do)
+    watch=None,  # callable: (crops done, crops to do)
+    look: LayerActivations | None = None,  # sees the crops; made of the recording's target, layer and first pooling if None
 ) -> list:
     """An `Augmented` for each unit (Describe-and-Dissect, section 3.1); its union is empty for a unit that is finite on no image.
 
-    Activations are pooled as the recording's first pooling. Each distinct crop is seen once by the target, in full batches, ever.
+    Each distinct crop is seen once by the target, in full batches, ever.
     """
     best = exemplars(recording, layer, units, k)
     boxes = _boxes(best, size, crops)
     pictures = _resized(recording.images, best.images[best.images >= 0], size)
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
-    values = _record_crops(recording, layer, pictures, wanted, size, watch)
+    look = look or LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
+    values = _record_crops(recording, look, pictures, wanted, size, watch)
     return [_augmented(best, row, boxes[row], {pair: values[pair][unit] for pair in boxes[row]}, pictures, k, crops)
             for row, unit in enumerate(best.units)]
 

@@ -18,6 +18,7 @@ from .descriptions import chosen_units, describe_frame
 from .prompts import Prompts
 from .selection import Studio, painted_by
 from .trace import Choice, Trace
+from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings
 from ..probe.recording import check_images
 
@@ -99,9 +100,11 @@ class DescribeAndDissect:
         """A `Trace` for each unit, in order; a few hundred units fit in memory."""
         [(layer, units)] = chosen_units(recording, {layer: units}).items()
         watch = watch or StepBars()
-        augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts))
+        look = LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
+        augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), look)
         found = self._candidates(augmented, watch)
-        studio, painted = self._painted(recording, layer, units, augmented, found, watch) if self.select else (None, [None] * len(units))
+        studio = Studio(self.painter, self.clip, look, self.images_per_candidate) if self.select else None
+        painted = self._painted(studio, units, augmented, found, watch) if self.select else [None] * len(units)
         return [Trace(layer, int(unit), *steps, self._choice(), studio) for unit, *steps in zip(units, augmented, found, painted)]
 
     def _candidates(self, augmented, watch):
@@ -110,17 +113,15 @@ class DescribeAndDissect:
             return [captions_as_candidates(own) for own in captions]
         return candidates_of(captions, self.chat, Asking(self.prompts, self.temperature, self.candidates, self.seed), watch)
 
-    def _painted(self, recording, layer, units, augmented, found, watch):
-        """(studio, [`Painted` of each unit])."""
-        pool = recording.group.attrs["pool"][0]
-        studio = Studio(self.painter, self.clip, recording.target, layer, pool, self.images_per_candidate)
+    def _painted(self, studio, units, augmented, found, watch):
+        """`Painted` of each unit; None for one without candidates."""
         prompts = [{candidate: self.prompts.painting(candidate) for candidate in own.candidates} for own in found]
         exemplars = _each_once(augmented, lambda images: self.clip.embed_images(images, progress=False), 256, "embed", watch)
         looked = studio.look([prompt for own in prompts for prompt in own.values()], lambda *counts: watch("paint", *counts))
         names = list(dict.fromkeys(candidate for own in found for candidate in own.candidates))
         texts = dict(zip(names, self.clip.embed_texts(names, progress=False), strict=True)) if names else {}
-        return studio, [painted_by(studio, asked, unit, looked, np.array(seen), np.array([texts[name] for name in asked])) if asked else None
-                        for unit, asked, seen in zip(units, prompts, exemplars)]
+        return [painted_by(studio, asked, unit, looked, np.array(seen), np.array([texts[name] for name in asked])) if asked else None
+                for unit, asked, seen in zip(units, prompts, exemplars)]
 
 
 _UNITS = 64  # taken through the steps together: their images fit in memory

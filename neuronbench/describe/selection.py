@@ -13,8 +13,7 @@ import numpy as np
 
 from ..basics import ContentStore, cache_folder, content_key
 from .scoring import candidate_scores
-from ..probe.activations import pooled_activations
-from ..probe.target import Target
+from ..probe.activations import LayerActivations
 
 # %% ../../nbs/describe/10_selection.ipynb #fe8d7c58
 def _packed(array):
@@ -37,17 +36,14 @@ class Studio:
 
     painter: object  # Painter, or anything with `paint` and `fingerprint`
     clip: object
-    target: Target
-    layer: str
-    pool: str = "mean"
+    activations: LayerActivations  # of the layer
     count: int = 10  # images of each prompt
     group: int = 16  # prompts painted before the pictures are looked at and let go
     problems: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        single = Target(self.target.model, [self.layer], self.target.preprocess, device=self.target.device)
-        self._made = content_key(self.painter.fingerprint, self.count)
-        self._seen = content_key(self._made, single.fingerprint, self.pool), content_key(self._made, self.clip.fingerprint)
+        made = content_key(self.painter.fingerprint, self.count)
+        self._seen = content_key(made, self.activations.fingerprint), content_key(made, self.clip.fingerprint)
         self._store = ContentStore(cache_folder("activations") / "painted.sqlite")
 
     def look(
@@ -75,7 +71,7 @@ class Studio:
         """{prompt: (activations, embeddings)} of prompts that are not known; what was painted is kept."""
         painted = self._paint(prompts)
         images = [image for own in painted for image in own]
-        both = (pooled_activations(self.target, self.layer, images, self.pool), self.clip.embed_images(images, progress=False))
+        both = (self.activations(images), self.clip.embed_images(images, progress=False))
         ends = np.cumsum([len(own) for own in painted])[:-1]
         looked = dict(zip(prompts, zip(*(np.split(values, ends) for values in both), strict=True), strict=True))
         lasting = {prompt: seen for prompt, seen in looked.items() if prompt not in self.problems}
