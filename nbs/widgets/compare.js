@@ -31,13 +31,15 @@ class CompareView extends TunerView {
     this.headline = make("h3", { class: "nb-title" });
     this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false" });
     this.query.addEventListener("input", () => this.set({ query: this.query.value }));
+    this.chosen = make("input", { type: "text", class: "nb-units", "aria-label": "Units in the table", placeholder: "all", title: "Numbers and ranges, such as 3, 5-9", spellcheck: "false" });
+    this.chosen.addEventListener("change", () => this.set({ chosen: this.chosen.value }));
     this.differ = make("input", { type: "checkbox", onchange: () => this.set({ only_disagreeing: this.differ.checked }) });
     this.found = make("span", { class: "nb-muted", "aria-live": "polite" });
     const button = (text, kind, title) => make("button", { type: "button", class: "nb-button", text, title, onclick: () => this.send(kind) });
     const filter = make(
       "div",
       { class: "nb-row" },
-      make("div", { class: "nb-controls" }, this.query, make("label", { class: "nb-field" }, this.differ, make("span", { text: "only where they disagree" })), this.found),
+      make("div", { class: "nb-controls" }, field("Units", this.chosen), this.query, make("label", { class: "nb-field" }, this.differ, make("span", { text: "only where they disagree" })), this.found),
       make("div", { class: "nb-controls" }, button("Export CSV", "csv", "Download the descriptions listed"), button("Save page", "page", "Download the table as a page that needs no kernel")),
     );
     this.table = make("table", { class: "nb-table" });
@@ -53,11 +55,11 @@ class CompareView extends TunerView {
   listen() {
     super.listen();
     this.on(["rows", "names", "listed", "layer"], () => this.show());
-    this.on(["query", "only_disagreeing"], () => this.showFilter());
+    this.on(["query", "only_disagreeing", "chosen"], () => this.showFilter());
   }
 
   actionFor(name, target) {
-    return target.matches("input[type=search]") ? null : { "/": () => this.query.focus() }[name];
+    return target.matches("input, button, summary") ? null : { "/": () => this.query.focus() }[name];
   }
 
   show() {
@@ -78,6 +80,7 @@ class CompareView extends TunerView {
 
   showFilter() {
     if (this.query !== document.activeElement) this.query.value = this.get("query");
+    if (this.chosen !== document.activeElement) this.chosen.value = this.get("chosen");
     this.differ.checked = this.get("only_disagreeing");
     const [listed, all] = [this.get("listed").length, this.get("rows").length];
     this.found.textContent = listed === all ? "" : `${listed} of ${all}`;
@@ -98,8 +101,8 @@ class CompareView extends TunerView {
     );
   }
 
-  answer({ said, score, right }) {
-    if (said === null) return make("td", { class: "nb-muted", text: "not described" });
+  answer({ said, score, right, reason }) {
+    if (said === null) return make("td", { class: "nb-muted", text: reason || "not described" });
     const said_ = make("span", { class: "nb-said-small", text: said });
     return make("td", {}, said_, ...mark(right), ...(score === null ? [] : [make("span", { class: "nb-score", text: readable(score) })]));
   }

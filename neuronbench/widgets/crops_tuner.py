@@ -26,9 +26,10 @@ SIDE = 375  # pixels of an exemplar, as Describe-and-Dissect resizes them (A.1.1
 def page_steps(
     maps: np.ndarray,  # (k, h, w) of one unit on its exemplars
     settings: CropSettings,
+    side: int = SIDE,
 ) -> list:
     """The `CropSteps` of each exemplar."""
-    return [crop_steps(activation_map, (SIDE, SIDE), settings) for activation_map in maps]
+    return [crop_steps(activation_map, (side, side), settings) for activation_map in maps]
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #90e4f788
 def steps_message(
@@ -38,7 +39,7 @@ def steps_message(
 ) -> tuple:
     """(content, buffers): thresholds and boxes as numbers, masks (and maps, uint8) as bytes."""
     content = {
-        "kind": "steps", "key": key, "side": SIDE, "thresholds": [float(one.threshold) for one in steps],
+        "kind": "steps", "key": key, "side": len(steps[0].mask), "thresholds": [float(one.threshold) for one in steps],
         "found": [[list(map(int, box)) for box in one.found] for one in steps],
         "boxes": [[list(map(int, box)) for box in one.boxes] for one in steps],
     }
@@ -66,7 +67,7 @@ BOXES = ("#ffb000", "#38b6ff", "#ff5fa2", "#3ddc84", "#c9a2ff")  # crops_tuner.c
 
 
 def crops_figure(
-    pictures: list,  # of PIL images, `SIDE` x `SIDE` pixels
+    pictures: list,  # of PIL images, square
     steps: list,  # of CropSteps, or of None where there are no maps
     title: str,
 ):
@@ -109,11 +110,11 @@ class CropsTuner(CropsState):
     `CropsTuner(recording, "layer4", 7)`. Errors: KeyError names the nearest layer, IndexError the units there are.
     """
 
-    def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10):
-        self._resized = lambda i: recording.images[i].resize((SIDE, SIDE))
+    def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10, side=SIDE):
+        self._resized = lambda i: recording.images[i].resize((side, side))
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
         self._best = functools.lru_cache(64)(lambda layer, unit: exemplars(recording, layer, units=[unit], k=k))
-        self._unit_on_view = self._maps_on_view = None
+        self._side, self._unit_on_view, self._maps_on_view = side, None, None
         super().__init__(recording, layer, unit, **{name: getattr(settings, name) for name in FIELDS})
         self.actions |= {"ask": self._show_unit}
         self.observe(self._change_unit, ["layer", "unit"])
@@ -147,7 +148,7 @@ class CropsTuner(CropsState):
             best = self._best(self.layer, self.unit)
             if best.maps is not None:
                 on_view = self.layer, self.unit, self.upsampling
-                steps = page_steps(best.maps[0][best.images[0] >= 0], self.settings)
+                steps = page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
                 self.send(*steps_message(steps, self._key(), on_view != self._maps_on_view))
                 self._maps_on_view = on_view
             self.message = ""
@@ -157,7 +158,7 @@ class CropsTuner(CropsState):
         """The page as a PNG file."""
         best = self._best(self.layer, self.unit)
         pictures = [self._resized(int(i)) for i in best.images[0] if i >= 0]
-        steps = [None] * len(pictures) if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings)
+        steps = [None] * len(pictures) if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
         return {"image/png": base64.b64encode(small_png(crops_figure(pictures, steps, f"{self.layer} unit {self.unit}"))).decode()}
 
     def _key(self):

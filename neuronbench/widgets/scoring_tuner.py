@@ -19,7 +19,7 @@ from ..describe.scoring import SCORINGS, candidate_scores, image_products, paint
 from ..probe.crops import CropSettings
 from .browser import jpeg, joined, small_png
 from .grid import readable
-from .tuner import Tuner, imports, written
+from .tuner import Tuner, method_call
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #7e5101c7
 def score_columns(
@@ -289,8 +289,7 @@ class ScoringTuner(ScoringState):
         return f"Paint {self.images_per_candidate} images of each" if message and self.images_per_candidate > trace.studio.count else ""
 
     def _write_code(self):
-        call = f"descriptions = method(recording, recording.images, units={{{self.layer!r}: [{self.unit}]}})"
-        self.code = f"{imports(self.method)}\n\nmethod = {written(self.method)}\n{call}"
+        self.code = method_call(self.method, self.layer, [self.unit])
 
     def still(self):
         """The trace as a PNG file, if there is one."""
