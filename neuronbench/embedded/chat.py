@@ -267,7 +267,7 @@ def save_chat(
 ):
     """Write a folder that transformers loads: weights in half precision, configuration, tokenizer and chat template."""
     model.half().save_pretrained(Path(folder))
-    chat_tokenizer().save_pretrained(Path(folder))
+    chat_tokenizer().save_pretrained(Path(folder), save_jinja_files=False)
 
 # %% ../../nbs/embedded/10_chat.ipynb #eb4a4eb3
 def answer_batches(
