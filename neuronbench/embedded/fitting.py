@@ -124,4 +124,4 @@ def layer_matrices(
     model: torch.nn.Module,  # a transformer
 ) -> list:
     """The weight matrices of its layers, without embeddings and heads."""
-    return [p for name, p in model.named_parameters() if ".layer" in name and p.ndim == 2]
+    return [p for name, p in model.named_parameters() if ".layer" in f".{name}" and p.ndim == 2]
