@@ -1,7 +1,6 @@
 """A captioner, a chat model, a painter and a CLIP that need no weights, do the same every time and count what they are asked; for the tuners' tests."""
 
 import hashlib
-import threading
 
 import numpy as np
 from PIL import Image
@@ -17,16 +16,24 @@ def mean_colour(image):
 
 
 class Captions:
-    """Names the strongest colour of an image."""
+    """Names the strongest colour of an image; `calls` counts the images it has looked at, each once. It waits for `gate` where there is one."""
+
+    fingerprint = "captions"
 
     def __init__(self, gate=None):
-        self.calls, self.gate, self.fingerprint = 0, gate, "captions"
+        self.calls, self.gate, self.known = 0, gate, {}
 
     def captions(self, images, indices=None, progress=True):
         if self.gate is not None:
-            self.gate.wait(20)
-        self.calls += len(images)
-        return [f"a {COLOURS[int(mean_colour(image).argmax())]} spot, level {int(mean_colour(image).max()) // 40}" for image in images]
+            self.gate.wait(60)
+        keys = [image.tobytes() for image in images]
+        new = {key: self._say(image) for key, image in zip(keys, images) if key not in self.known}
+        self.calls, self.known = self.calls + len(new), self.known | new
+        return [self.known[key] for key in keys]
+
+    @staticmethod
+    def _say(image):
+        return f"a {COLOURS[int(mean_colour(image).argmax())]} spot, level {int(mean_colour(image).max()) // 40}"
 
 
 class Talker:
@@ -91,7 +98,7 @@ class Sight:
         return self._unit([mean_colour(image) for image in images])
 
     def embed_texts(self, texts, progress=True):
-        return self._unit([[1.0 + 5 * (name in text) for name in COLOURS] + [] for text in texts])
+        return self._unit([[1.0 + 5 * (name in text) for name in COLOURS] for text in texts])
 
     @staticmethod
     def _unit(rows):
@@ -103,6 +110,3 @@ def fake_method(gate=None, **settings):
     """Describe-and-Dissect over these; `gate` is a threading.Event that captions wait for."""
     return DescribeAndDissect(Captions(gate), Talker(), Paints(), Sight(), **{"exemplars": 4, "image_size": 60, "images_per_candidate": 4, **settings})
 
-
-def closed_gate():
-    return threading.Event()

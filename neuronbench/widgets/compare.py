@@ -217,8 +217,12 @@ class Compare(CompareState):
 
     def change_method(self, name: str, method):
         """Another method of this name; what the one before it said is dropped."""
-        self.methods[name], self.descriptions[name] = method, None
-        self._fill()
+        self.methods[name] = method
+        if self.descriptions[name] is None:
+            self.code = self._call()
+        else:
+            self.descriptions[name] = None
+            self._fill()
 
     def run(self):
         """Run the methods on the units of the table, in the background."""

@@ -216,6 +216,7 @@ class ScoringTuner(ScoringState):
         self.observe(self._change_settings, FIELDS)
         self.observe(self._change_method, "method")
         self.observe(self._change_unit, ["layer", "unit"])
+        self.runs = self._lacking(*self._on_view())
         self._write_code()
 
     @traitlets.validate("scoring")

@@ -136,7 +136,7 @@ class Tuner(TunerState):
     def __init__(self, recording, layer=None, unit=0, **traits):
         self.recording = recording
         self.work = Work(self._show_run, self._show_message)
-        self.actions = {"stop": self.work.stop}
+        self.actions = {"ask": lambda: None, "stop": self.work.stop}  # a new view asks for what is no trait; here there is nothing
         layer = choose(layer or recording.layers[-1], recording.layers, "layer")
         count = recording[layer].sizes["unit"]
         super().__init__(layers=list(recording.layers), layer=layer, unit_count=count, unit=choose_unit(recording, layer, unit), **traits)

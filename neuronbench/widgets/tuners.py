@@ -11,11 +11,13 @@ import dataclasses
 import ipywidgets
 import traitlets
 
+from ..basics import choose
 from ..probe.recording import check_images
 from .browser import joined
 from .compare import Compare
 from .crops_tuner import FIELDS as CROP_FIELDS
 from .crops_tuner import CropsTuner
+from .grid import choose_unit
 from .prompts_tuner import PromptsTuner
 from .scoring_tuner import ScoringTuner
 from .tuner import Tuner, method_call
@@ -50,9 +52,17 @@ class Tuners(ipywidgets.VBox):
         self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare], selected_index=0)
         super().__init__([self.bar, self.pages], method=method, layer=self.bar.layer, unit=self.bar.unit)
         for tuner in self.pages.children:
-            tuner.alone = False
+            tuner.alone, tuner.layout.width = False, "100%"
         self._connect()
         self._write_code()
+
+    @traitlets.validate("layer")
+    def _check_layer(self, proposal):
+        return choose(proposal["value"], self.bar.layers, "layer")
+
+    @traitlets.validate("unit")
+    def _check_unit(self, proposal):
+        return choose_unit(self.bar.recording, self.layer, proposal["value"])
 
     def _connect(self):
         traitlets.dlink((self.bar, "tab"), (self.pages, "selected_index"))
