@@ -49,10 +49,10 @@ class PromptsView extends TunerView {
     const editors = make(
       "div",
       { class: "nb-editors" },
-      this.editor("simplify", "Simplify a caption", 5),
-      this.editor("summarise", "Summarise what they share", 5),
-      this.editor("relabel", "One label for several", 4),
-      this.editor("paint", "Paint a candidate", 4),
+      this.editor("simplify", "Simplify a caption", 7),
+      this.editor("summarise", "Summarise what they share", 7),
+      this.editor("relabel", "One label for several", 5),
+      this.editor("paint", "Paint a candidate", 5),
     );
     const examples = make("details", { class: "nb-examples" }, make("summary", { text: "Few-shot examples" }), this.editor("examples", "Captions, one per line; then -> and their label; an empty line between examples", 14));
     return [this.headline, editors, examples, make("div", { class: "nb-row" }, this.estimate, this.count), this.summary, make("div", { class: "nb-scrolled" }, this.table)];

@@ -203,7 +203,9 @@ class Compare(CompareState):
             self.units = chosen_numbers(self.chosen, self.unit_count) or list(range(self.unit_count))
             given = {name: pd.DataFrame(columns=COLUMNS) if frame is None else frame for name, frame in self.descriptions.items()}
             self.names = list(given)
-            self.rows = table_rows(answers_of(given, self.layer, self.units), self.units, truth_of(self.truth, self.layer), self._reasons)
+            waiting = {(name, unit): "not run yet" for name, frame in self.descriptions.items() if frame is None for unit in self.units}
+            known = truth_of(self.truth, self.layer)
+            self.rows = table_rows(answers_of(given, self.layer, self.units), self.units, known, {**self._reasons, **waiting})
             self.runs = f"Run {', '.join(self.methods)}" if self.methods else ""
             self.code = self._call()
             self.message = ""
