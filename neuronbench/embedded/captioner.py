@@ -142,7 +142,8 @@ def code_concepts(
         words = [scene.setting, scene.time] if code == 0 else []
         if 0 < number <= len(scene.things):
             thing = scene.things[number - 1]
-            words = [thing.kind, *parts_of(thing.kind)[max(0, place - 1) : place], *[thing.colour] * (code // 16 % 2), *[thing.texture] * (code // 32)]
+            words = [thing.kind, *parts_of(thing.kind)[max(0, place - 1) : place]]
+            words += [thing.colour] * (code // 16 % 2) + [thing.texture] * (code // 32)
         table[code, [CONCEPTS.index(word) for word in words]] = 1
     return table
 
@@ -206,7 +207,8 @@ def train_captioner(
         tokens = tokenizer(said, padding=True, return_tensors="pt").input_ids.to(device)
         loss, seen = caption_loss(model, (images.to(device) - 0.5) / 0.25, tokens)
         cover = patch_concepts(codes, tables[positions]).to(device)
-        return loss + concept_loss(model.patches(seen[:, 1:].float()), cover) + 0.4 * concept_loss(model.views(seen[:, 0].float()), present(cover))
+        of_patches = concept_loss(model.patches(seen[:, 1:].float()), cover)
+        return loss + of_patches + 0.4 * concept_loss(model.views(seen[:, 0].float()), present(cover))
 
     hidden = layer_matrices(model)
     losses = fit(model, loss_of, len(drawn), epochs, rate=3e-3, seed=seed, description="training the captioner", hidden=hidden)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..basics import best_device
 from .captions import FILLERS, random_box, simplified, view_caption
 from .fitting import DrawnScenes, fit, layer_matrices
-from .scenes import CATEGORIES, CONCEPTS, KINDS, PARTS, SHAPES, parts_of
+from .scenes import CATEGORIES, CONCEPTS, KINDS, SHAPES, parts_of
 
 # %% ../../nbs/embedded/10_chat.ipynb #572bd851
 _CATEGORY = {concept: category for category, concepts in CATEGORIES.items() for concept in concepts}
@@ -110,7 +110,8 @@ def caption_set(
     else:
         first, second = either_concepts(rng)
         half = int(np.clip(rng.binomial(count - others, 0.5), 0.35 * count, count - others - 0.35 * count))
-        label, chosen = f"{first} or {second}", _some(rng, pool.sharing([first]), half) + _some(rng, pool.sharing([second]), count - others - half)
+        label, chosen = f"{first} or {second}", _some(rng, pool.sharing([first]), half)
+        chosen += _some(rng, pool.sharing([second]), count - others - half)
     chosen += _some(rng, np.arange(len(pool.captions)), others)
     return [pool.captions[position] for position in rng.permutation(chosen)], label
 
