@@ -172,6 +172,6 @@ def train_world(
     save_clip(folder / "clip", clip.state_dict())
     captioner, _ = train_captioner(drawn, 1.75 * epochs, seed, device)
     save_captioner(folder / "captioner", captioner)
-    chat, _ = train_chat(drawn, round(0.4 * epochs * scenes), seed, device)
+    chat, _ = train_chat(drawn, round(0.3 * epochs * scenes), seed, device)
     save_chat(folder / "chat", chat)
     return folder
