@@ -520,3 +520,16 @@ def test_other_crops_another_target_and_another_painter_never_serve_what_was_kep
     np.testing.assert_allclose(doubled.painted.activations, 2 * first.painted.activations, rtol=1e-5)
     crops = [trace.augmented.union[trace.augmented.union.box.notna()].activation.max() for trace in (first, doubled)]
     assert crops[1] == pytest.approx(2 * crops[0], rel=1e-5)
+
+
+def test_the_worlds_own_models_name_a_colour_from_nothing():
+    """Every tool is the real class with trained weights: BLIP, a causal language model, the renderer, CLIP."""
+    from neuronbench.embedded.world import World
+
+    world = World(scenes=300)
+    recording = nb.record(world.target, world.images, progress=False)
+    unit = int(world.truth.set_index("description").unit["red"])
+    trace = DescribeAndDissect(world.captioner, world.chat, world.painter, world.clip).trace(recording, "layer3", unit)
+    assert "red" in trace.description.split() and trace.failure is None and len(trace.found.captions) == 10
+    assert sum("red" in caption.split() for caption in trace.found.captions) >= 8
+    assert trace.painted.activations.shape[1] == 10 and np.isfinite(trace.painted.activations).all()
