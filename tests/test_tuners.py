@@ -474,7 +474,7 @@ def test_versions_are_plain_text_files_that_load_again(prompts):
     assert prompts.method.prompts.examples == ((("a", "b"), "c"),) and prompts.message == ""
 
 
-@pytest.mark.parametrize("name", ["", "../out", "a/b", "..", "a\\b", ".hidden", "a\nb", "x" * 200, "dot."])
+@pytest.mark.parametrize("name", ["", "../out", "a/b", "..", "a\\b", ".hidden", "a\nb", "x" * 200, "dot.", "as given"])
 def test_a_version_cannot_leave_its_folder(prompts, name):
     ask(prompts, "save", name=name)
     assert prompts.message.startswith("ValueError") and not prompts.folder.exists()
@@ -495,7 +495,7 @@ def test_the_code_of_the_prompts_tuner_describes_the_units_the_same(prompts, rec
     prompts.set_state({"summarise": "EMPHASIS it's\n{descriptions}", "chosen": "3, 4", "candidates": 3, "chat": "loud"})
     run(prompts)
     method = prompts.method
-    names = executed(prompts.code, recording=recording, captioner=method.captioner, chat=method.chat, painter=method.painter, clip=method.clip)
+    names = executed(prompts.code, recording=recording, captioner=method.captioner, chats={"loud": method.chat}, painter=method.painter, clip=method.clip)
     said = [" ".join(text for text, _ in row["after"]["words"]) for row in prompts.rows]
     assert names["descriptions"]["description"].tolist() == said and names["method"].prompts == method.prompts
 
@@ -667,7 +667,7 @@ def test_what_one_tuner_sets_the_others_use(bench):
         assert one.crops == CropSettings(threshold=120, max_crops=1) and one.chat.name == "consensus" and one.candidates == 2
         assert one.prompts.paint == "Draw {candidate}" and one.scoring == "topk_squared" and one.beta == 2
     assert bench.compare.methods["as given"].crops == CropSettings() and bench.prompts.saved.beta == 2 and bench.prompts.saved.prompts == Prompts()
-    names = executed(bench.bar.code, recording=bench.crops.recording, captioner=bench.method.captioner, chat=bench.method.chat, painter=bench.method.painter, clip=bench.method.clip)
+    names = executed(bench.bar.code, recording=bench.crops.recording, captioner=bench.method.captioner, chats={"no model": bench.method.chat}, painter=bench.method.painter, clip=bench.method.clip)
     assert names["method"].crops == bench.method.crops and names["method"].prompts == bench.method.prompts and len(names["descriptions"]) == 1
 
 

@@ -211,7 +211,7 @@ class Compare(CompareState):
             self.message = ""
 
     def _call(self):
-        parts = [f"{name!r}: {written(self.methods[name], 'method', 4) if name in self.methods else 'descriptions'}" for name in self.names]
+        parts = [f"{name!r}: {written(self.methods[name], 'method', 4, self.model_names) if name in self.methods else 'descriptions'}" for name in self.names]
         lines = "".join(f"    {part},\n" for part in parts)
         needed = "\n".join(filter(None, ["from neuronbench.widgets.compare import Compare", imports(*self.methods.values())]))
         truth = ", truth=truth" if self.truth is not None else ""

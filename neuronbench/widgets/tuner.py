@@ -22,12 +22,15 @@ def written(
     value,  # a setting: plain, a dataclass, a function, or a model
     name: str = "",  # of the variable that stands for a model
     indent: int = 0,  # spaces in front of the lines after the first
+    names: dict | None = None,  # {id of a model: the expression that stands for it}, where that is not the name of its field
 ) -> str:
     """The Python expression that makes `value` again; several lines where it has many parts."""
+    if id(value) in (names or {}):
+        return names[id(value)]
     if not _is_settings(value):
         return _written_plain(value, name, indent)
     changed = [(one.name, getattr(value, one.name)) for one in dataclasses.fields(value) if one.init and _changed(one, value)]
-    parts = [f"{one}={written(of, one, indent + 4)}" for one, of in changed]
+    parts = [f"{one}={written(of, one, indent + 4, names)}" for one, of in changed]
     return _enclosed(f"{type(value).__name__}(", parts, ")", indent)
 
 
@@ -93,10 +96,11 @@ def method_call(
     method,  # a method with what is set
     layer: str,
     units: list,  # numbers of units
+    names: dict | None = None,  # {id of a model: the expression that stands for it}
 ) -> str:
     """The code that makes the method and calls it; `recording` and the models are names of the caller's variables."""
     call = f"descriptions = method(recording, recording.images, units={{{layer!r}: {list(units)!r}}})"
-    return f"{imports(method)}\n\nmethod = {written(method)}\n{call}"
+    return f"{imports(method)}\n\nmethod = {written(method, names=names)}\n{call}"
 
 # %% ../../nbs/widgets/04_tuner.ipynb #95981f4d
 def chosen_numbers(
@@ -134,7 +138,7 @@ class Tuner(TunerState):
     """A view of one unit with controls; the parent of every tuner, whose own files come after tuner.js and tuner.css."""
 
     def __init__(self, recording, layer=None, unit=0, **traits):
-        self.recording = recording
+        self.recording, self.model_names = recording, {}  # see `written`
         self.work = Work(self._show_run, self._show_message)
         self.actions = {"ask": lambda: None, "stop": self.work.stop}  # a new view asks for what is no trait; here there is nothing
         layer = choose(layer or recording.layers[-1], recording.layers, "layer")

@@ -52,7 +52,7 @@ class Tuners(ipywidgets.VBox):
         self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare], selected_index=0)
         super().__init__([self.bar, self.pages], method=method, layer=self.bar.layer, unit=self.bar.unit)
         for tuner in self.pages.children:
-            tuner.alone, tuner.layout.width = False, "100%"
+            tuner.alone, tuner.layout.width, tuner.model_names = False, "100%", self.prompts.model_names
         self._connect()
         self._write_code()
 
@@ -102,7 +102,7 @@ class Tuners(ipywidgets.VBox):
         self._write_code()
 
     def _write_code(self):
-        self.bar.code = method_call(self.method, self.layer, [self.unit])
+        self.bar.code = method_call(self.method, self.layer, [self.unit], self.prompts.model_names)
 
     def __repr__(self):
         return f"Tuners(layer={self.layer!r}, unit={self.unit})"
