@@ -28,7 +28,7 @@ class CropsView extends TunerView {
       min: 0, max: 255, step: 1, help: "The map's own range is 0 to 255; what lies above the threshold is the mask",
     });
     this.thresholdSlider = threshold.querySelector("input");
-    this.thresholdText = threshold.querySelector("output");
+    this.thresholdText = threshold.querySelector(".nb-share");
     const share = { min: 0, max: 1, step: 0.01, format: percent };
     return [
       make("label", { class: "nb-field" }, this.otsu, make("span", { text: "Otsu's threshold" })),

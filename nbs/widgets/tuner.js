@@ -46,7 +46,7 @@ class TunerView extends View {
   // A slider bound to a trait; it moves while being dragged.
   slider(trait, label, { min, max, step, format = String, help }) {
     const control = make("input", { type: "range", min, max, step, "aria-label": label, title: help ?? "" });
-    const value = make("output", { class: "nb-share" });
+    const value = make("span", { class: "nb-share" });
     control.addEventListener("input", () => this.set({ [trait]: control.valueAsNumber }));
     this.controls.push(() => {
       const now = this.get(trait);

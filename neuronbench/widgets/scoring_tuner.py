@@ -290,7 +290,7 @@ class ScoringTuner(ScoringState):
         return f"Paint {self.images_per_candidate} images of each" if message and self.images_per_candidate > trace.studio.count else ""
 
     def _write_code(self):
-        self.code = method_call(self.method, self.layer, [self.unit])
+        self.code = method_call(self.method, self.layer, [self.unit], self.model_names)
 
     def still(self):
         """The trace as a PNG file, if there is one."""
