@@ -85,7 +85,7 @@ def page(opened):
 
 def open_tab(page, name):
     page.get_by_role("tab", name=name).click()
-    part = page.locator(f".nb-{name.lower()}-tuner, .nb-{name.lower()}").filter(visible=True)
+    part = page.locator(f".nb-tuner:is(.nb-{name.lower()}-tuner, .nb-{name.lower()})").filter(visible=True)
     part.wait_for()
     return part
 
