@@ -103,6 +103,7 @@ class CropsView extends TunerView {
   }
 
   setSteps(content, buffers) {
+    if (!this.tiles || !(buffers[1] ?? this.maps)) return; // sent before this view had asked: its own come next
     this.steps = content;
     this.masks = bytesOf(buffers[0]);
     if (buffers[1]) this.maps = bytesOf(buffers[1]);
