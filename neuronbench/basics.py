@@ -152,13 +152,16 @@ def _kind_key(kind, seen):
     return seen["kinds"][kind]
 
 
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+
+
 def _in_library(function):
     """Whether a function or class comes with Python or is installed, rather than written by the user."""
     module = sys.modules.get(str(function.__module__))
     file = getattr(module, "__file__", None) or ""
     if not file:
         return str(function.__module__) != "__main__"
-    return file.startswith(tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")))
+    return file.startswith(_LIBRARIES)
 
 
 def _member(name, member):

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from neuronbench.embedded.captions import FILLERS, WHOLE, glimpses, pixel_codes, random_box, simplified, view_caption
+from neuronbench.embedded import chat as chat_module
+from neuronbench.embedded.captions import FILLERS, pixel_codes, random_box, simplified, view_caption
+from neuronbench.embedded.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, shared_label
 from neuronbench.embedded.painter import ScenePainter, known_words, read_phrase
-from neuronbench.embedded.rendering import HELD_OUT_SEED, SIZE, Scenes, render
-from neuronbench.embedded.scenes import CATEGORIES, COLOURS, CONCEPTS, KINDS, PARTS, SETTINGS, SHAPES, TEXTURES, TIMES, Scene, Thing, parts_of, random_scene
+from neuronbench.embedded.rendering import SIZE, Scenes, render
+from neuronbench.embedded.scenes import COLOURS, CONCEPTS, KINDS, PARTS, SETTINGS, SHAPES, TEXTURES, TIMES, Scene, Thing, parts_of, random_scene
+from neuronbench.embedded.world import WEIGHTS, World, named_things, world
 
 SCENES = [random_scene(11, number) for number in range(40)]
 
@@ -141,8 +144,6 @@ def test_the_same_prompt_and_number_give_the_same_picture():
 
 
 # %% what the chat model learns from
-from neuronbench.embedded import chat as chat_module  # noqa: E402
-from neuronbench.embedded.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, shared_label  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,6 @@ def test_all_that_is_asked_and_answered_has_a_token_of_its_own(pool):
 
 
 # %% the shipped models
-from neuronbench.embedded.world import WEIGHTS, World, named_things, world  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -233,15 +233,26 @@ def test_a_close_view_gets_a_caption_of_its_own(here):
     assert "wheel" in here.captioner.captions([crop], progress=False)[0].split()
 
 
-def test_the_chat_model_simplifies_and_summarises(here):
+def random_caption(rng, kind):
+    texture, colour, setting, time = (str(rng.choice(list(words))) for words in (TEXTURES, COLOURS, SETTINGS, TIMES))
+    return f"a {texture} {colour} {kind} {SETTINGS[setting]} {TIMES[time]}"
+
+
+def test_the_chat_model_names_what_ten_captions_share(here):
     from neuronbench.embedded.chat import summary_request
+
+    rng = np.random.default_rng(0)
+    answers = here.chat.answers([summary_request([random_caption(rng, kind) for _ in range(10)]) for kind in KINDS], progress=False)
+    assert np.mean([answer.text == kind for answer, kind in zip(answers, KINDS)]) >= 0.9
+
+
+def test_the_chat_model_simplifies(here):
     from neuronbench.foundation.chat import Request
 
-    shared = [f"a {texture} {colour} boat with a flag {SETTINGS[setting]} by day" for texture, colour, setting in zip(TEXTURES, COLOURS, SETTINGS)]
-    caption = "a striped red house with a door in the snow at night"
-    ask = " ".join(chat_module._SIMPLIFY)
-    answers = here.chat.answers([summary_request(shared), Request(({"role": "user", "content": f"{ask}\n{caption}"},), temperature=0)], progress=False)
-    assert "boat" in answers[0].text.split() and answers[1].text == simplified(caption)
+    rng, ask = np.random.default_rng(1), " ".join(chat_module._SIMPLIFY)
+    captions = [random_caption(rng, kind) for kind in KINDS]
+    answers = here.chat.answers([Request(({"role": "user", "content": f"{ask}\n{caption}"},), temperature=0) for caption in captions], progress=False)
+    assert np.mean([answer.text == simplified(caption) for answer, caption in zip(answers, captions)]) >= 0.9
 
 
 def test_a_strange_prompt_gets_an_answer_in_the_worlds_words(here):

@@ -67,6 +67,11 @@ class CaptionPool:
             captions += [view_caption(scene, codes, random_box(rng, scene, codes)) for _ in range(views)]
         return cls(captions, np.array([[concept in words for concept in CONCEPTS] for words in map(_main_words, captions)]))
 
+    @property
+    def present(self) -> list:
+        """The concepts that some caption has, in order."""
+        return [concept for concept, said in zip(CONCEPTS, self.concepts.any(0)) if said]
+
     def sharing(self, concepts: list) -> np.ndarray:
         """The positions of the captions that have all of these concepts."""
         return np.flatnonzero(self.concepts[:, [CONCEPTS.index(concept) for concept in concepts]].all(1))
@@ -87,7 +92,7 @@ def shared_concepts(
 ) -> list:
     """One to three concepts that at least four different captions share."""
     if rng.random() < 0.7:
-        return [str(rng.choice(CONCEPTS))]
+        return [str(rng.choice(pool.present))]
     while True:
         present = np.flatnonzero(pool.concepts[rng.integers(len(pool.captions))])
         count = 2 if rng.random() < 0.8 else 3
@@ -108,7 +113,7 @@ def caption_set(
         concepts = shared_concepts(rng, pool)
         label, chosen = shared_label(concepts), _some(rng, pool.sharing(concepts), count - others)
     else:
-        first, second = either_concepts(rng)
+        first, second = either_concepts(rng, pool)
         half = int(np.clip(rng.binomial(count - others, 0.5), 0.35 * count, count - others - 0.35 * count))
         label, chosen = f"{first} or {second}", _some(rng, pool.sharing([first]), half)
         chosen += _some(rng, pool.sharing([second]), count - others - half)
@@ -116,10 +121,11 @@ def caption_set(
     return [pool.captions[position] for position in rng.permutation(chosen)], label
 
 
-def either_concepts(rng) -> tuple:
-    """Two concepts in order, neither of which implies the other."""
+def either_concepts(rng, pool: CaptionPool) -> tuple:
+    """Two concepts of the captions in order, neither of which implies the other."""
+    present = pool.present
     while True:
-        first, second = (CONCEPTS[number] for number in sorted(rng.choice(len(CONCEPTS), 2, replace=False)))
+        first, second = (present[number] for number in sorted(rng.choice(len(present), 2, replace=False)))
         if first not in implied(second) and second not in implied(first):
             return first, second
 

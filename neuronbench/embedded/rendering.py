@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..basics import content_key
 from .objects import PAINTS, pieces
-from .scenes import CATEGORIES, COLOURS, KINDS, Scene, Thing, concept_labels, random_scene
+from .scenes import COLOURS, KINDS, Scene, Thing, concept_labels, random_scene
 from .settings import SIDE, backdrop
 
 SIZE = 128  # pixels of a side of the finished picture

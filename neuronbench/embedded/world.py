@@ -170,7 +170,7 @@ def naming_accuracy(
 # %% ../../nbs/embedded/13_world.ipynb #19e41950
 def concept_summaries(
     world: World,  # whose captioner and chat model to measure
-    sets: int = 2,  # of ten scenes for each concept
+    sets: int = 2,  # of ten scenes for each concept that ten scenes have
     seed: int = 0,  # of the choice of scenes
 ):
     """DataFrame concept, summary: what the chat model says of the captions of ten scenes whose main thing or place has the concept."""
@@ -178,13 +178,11 @@ def concept_summaries(
 
     has = [{*scene.things[0].concepts, scene.setting, scene.time} for scene in world.scenes.scenes]
     rng, captions = np.random.default_rng(seed), world.captioner.captions(world.images)
-    rows, requests = [], []
-    for concept in world.concepts * sets:
-        chosen = rng.choice([position for position, words in enumerate(has) if concept in words], 10, replace=False)
-        rows.append(concept)
-        requests.append(summary_request([simplified(captions[position]) for position in chosen]))
-    answers = world.chat.answers(requests)
-    return pd.DataFrame({"concept": rows, "summary": [answer.text for answer in answers]})
+    where = {concept: [position for position, words in enumerate(has) if concept in words] for concept in world.concepts}
+    concepts = [concept for concept in world.concepts if len(where[concept]) >= 10] * sets
+    chosen = [rng.choice(where[concept], 10, replace=False) for concept in concepts]
+    answers = world.chat.answers([summary_request([simplified(captions[position]) for position in own]) for own in chosen])
+    return pd.DataFrame({"concept": concepts, "summary": [answer.text for answer in answers]})
 
 
 def summary_accuracy(summaries) -> float:

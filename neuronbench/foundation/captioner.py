@@ -11,7 +11,6 @@ import io
 import warnings
 from functools import cached_property
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
