@@ -10,11 +10,10 @@ import pytest
 import traitlets
 from PIL import Image
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
-from torchvision.transforms import v2
 
 from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.widgets.browser import browse, description_table, listed_units
-from neuronbench.widgets.grid import best_descriptions, card, evidence, fitted, map_bytes, overlaid, readable, seen_box
+from neuronbench.widgets.grid import best_descriptions, card, evidence, fitted, map_bytes, overlaid, readable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*finite on fewer than:UserWarning")
 
@@ -40,30 +39,6 @@ def ask(browser, layer="maps", unit=0, k=10):
 
 def texts(figure):
     return [text.get_text() for text in figure.texts]
-
-
-# what the network saw
-
-
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (300, 300), (64, 200)])
-@pytest.mark.parametrize("resize", [v2.Resize(256), v2.Resize((224, 224)), v2.CenterCrop(64)])
-def test_seen_box_finds_what_resizing_and_cropping_keep(size, resize):
-    cropped = v2.Compose([resize, v2.CenterCrop(min(224, 64 if isinstance(resize, v2.CenterCrop) else 224))])
-    preprocess = v2.Compose([cropped, v2.PILToTensor(), lambda x: (x / 255 - 0.45) / 0.22])
-    left, top, right, bottom = seen_box(preprocess, size)
-    width, height = size
-    if isinstance(resize, v2.CenterCrop):
-        expected = ((width - 64) / 2, (height - 64) / 2, (width + 64) / 2, (height + 64) / 2)
-    elif resize.size == [224, 224]:
-        expected = (0, 0, width, height)
-    else:
-        half = min(size) * 224 / 256 / 2
-        expected = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
-    assert np.abs(np.subtract((left, top, right, bottom), expected)).max() <= 2
-
-
-def test_seen_box_is_the_whole_image_where_preprocessing_tells_nothing():
-    assert seen_box(lambda image: np.zeros((3, 8, 8)), (50, 40)) == (0, 0, 50, 40)
 
 
 # the evidence

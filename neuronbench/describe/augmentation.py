@@ -19,6 +19,7 @@ from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
+from ..probe.seen import Seen
 
 # %% ../../nbs/describe/08_augmentation.ipynb #96154e03
 def _boxes(
@@ -34,16 +35,16 @@ def _boxes(
             for row, pairs in shown.items()}
 
 # %% ../../nbs/describe/08_augmentation.ipynb #98cb8428
-def _resized(images, positions, size):
-    """{position: square PIL image}."""
+def _resized(seen, positions, size):
+    """{position: square PIL image of what the network saw}."""
     positions = list(dict.fromkeys(int(position) for position in positions))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(positions, pool.map(lambda position: images[position].resize((size, size)), positions)))
+        return dict(zip(positions, pool.map(lambda position: seen[position].resize((size, size)), positions)))
 
 
 def _record_crops(recording, look, pictures, wanted, size, watch):
     """{(image, box): (U,) activations of all units} of the distinct crops `wanted`."""
-    keys = [content_key("crop", recording.fingerprint, image, box, size) for image, box in wanted]
+    keys = [content_key("seen crop", recording.fingerprint, image, box, size) for image, box in wanted]
     crops = ProbingSet(lambda position: cut(pictures[wanted[position][0]], wanted[position][1]).image, keys, str)
     return dict(zip(wanted, look(crops, keys, watch), strict=True))
 
@@ -112,7 +113,7 @@ def augment(
     """
     best = exemplars(recording, layer, units, k)
     boxes = _boxes(best, size, crops)
-    pictures = _resized(recording.images, best.images[best.images >= 0], size)
+    pictures = _resized(Seen(recording.images, recording.target), best.images[best.images >= 0], size)
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
     look = look or LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
     values = _record_crops(recording, look, pictures, wanted, size, watch)

@@ -22,9 +22,8 @@ import neuronbench
 from ..basics import choose
 from ..describe.descriptions import COLUMNS
 from ..probe.recording import check_images
-from neuronbench.widgets.grid import (
-    Seen, best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of,
-)
+from ..probe.seen import Seen
+from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of
 
 # %% ../../nbs/widgets/02_browser.ipynb #3984d651
 def description_table(

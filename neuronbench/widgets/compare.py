@@ -18,8 +18,9 @@ import pandas as pd
 import traitlets
 
 from ..describe.descriptions import COLUMNS, chosen_units
+from ..probe.seen import Seen
 from .browser import check_descriptions, jpeg, joined
-from .grid import Seen, best_descriptions, readable
+from .grid import best_descriptions, readable
 from .tuner import Tuner, chosen_numbers, imports, written
 
 # %% ../../nbs/widgets/08_compare.ipynb #59d8676b

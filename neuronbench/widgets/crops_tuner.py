@@ -15,6 +15,7 @@ import traitlets
 
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
+from ..probe.seen import Seen
 from .browser import jpeg, joined, small_png
 from .grid import map_colours, names_of
 from .tuner import Tuner, imports, written
@@ -111,7 +112,8 @@ class CropsTuner(CropsState):
     """
 
     def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10, side=SIDE):
-        self._resized = lambda i: recording.images[i].resize((side, side))
+        seen = Seen(recording.images, recording.target)
+        self._resized = lambda i: seen[i].resize((side, side))
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
         self._best = functools.lru_cache(64)(lambda layer, unit: exemplars(recording, layer, units=[unit], k=k))
         self._side, self._unit_on_view, self._maps_on_view = side, None, None

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'seen_box', 'Seen', 'map_bytes', 'Evidence', 'evidence', 'choose_unit',
-           'best_descriptions', 'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted',
-           'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram',
-           'card']
+           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'best_descriptions',
+           'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted', 'exemplar_pictures',
+           'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram', 'card']
 
 # %% ../../nbs/widgets/01_grid.ipynb #cfaf2d02
 import bisect
-import functools
 import textwrap
 from dataclasses import dataclass
 
@@ -22,51 +20,7 @@ from PIL import Image
 from ..basics import choose
 from ..probe.exemplars import exemplars
 from ..probe.recording import check_images
-
-# %% ../../nbs/widgets/01_grid.ipynb #ae932462
-def seen_box(
-    preprocess,  # callable PIL.Image -> tensor (3, H, W), a target's preprocessing
-    size: tuple,  # (width, height) of an image, in pixels
-) -> tuple:
-    """The part of an image that preprocessing keeps: (left, top, right, bottom) in pixels, int; all of it where it cannot be told."""
-    width, height = size
-    across = np.broadcast_to(np.linspace(0, 255, width), (height, width))
-    down = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
-    flat = (np.zeros((height, width)), np.full((height, width), 255.0), across, down)
-    black, white, across, down = (_response(preprocess, pixels) for pixels in flat)
-    if np.abs(white - black).min() < 1e-6:
-        return 0, 0, width, height
-    left, right = _ends((across - black) / (white - black), axis=0, length=width)
-    top, bottom = _ends((down - black) / (white - black), axis=1, length=height)
-    return left, top, right, bottom
-
-
-def _response(preprocess, pixels):
-    """Preprocessing's output for a grey picture, channels averaged: (H, W)."""
-    grey = Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
-    return np.asarray(preprocess(grey), np.float64).mean(0)
-
-
-def _ends(ramp, axis, length):
-    """Where the outer edges of the first and last output pixel lie along one axis of the image, in pixels."""
-    values = ramp.mean(axis)
-    slope, start = np.polyfit(np.arange(len(values)), values, 1) if len(values) > 1 else (1.0, 0.5)
-    edges = start - slope / 2, start + (len(values) - 0.5) * slope
-    low, high = (fraction * (length - 1) + 0.5 for fraction in edges)
-    low, high = max(round(low), 0), min(round(high), length)
-    return (low, high) if high - low >= 1 else (0, length)
-
-# %% ../../nbs/widgets/01_grid.ipynb #22b570f1
-class Seen:
-    """`seen[i]` is image i of a probing set as the target saw it: a PIL RGB image, before scaling. Errors: BadImage."""
-
-    def __init__(self, images, target):
-        self.images = images
-        self.box = functools.cache(lambda size: seen_box(target.preprocess, size))
-
-    def __getitem__(self, i):
-        image = self.images[int(i)]
-        return image.crop(self.box(image.size))
+from ..probe.seen import Seen
 
 # %% ../../nbs/widgets/01_grid.ipynb #bbc492f6
 def map_bytes(

@@ -21,7 +21,7 @@ from ..describe.candidates import Asking, cleaned
 from ..describe.prompts import PLACEHOLDERS, Prompts
 from .browser import joined
 from .compare import same_words, truth_of
-from .tuner import Tuner, chosen_numbers, imports, method_call
+from .tuner import Tuner, chosen_numbers, method_call
 
 # %% ../../nbs/widgets/06_prompts_tuner.ipynb #999e879c
 def word_changes(
