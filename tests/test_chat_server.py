@@ -333,7 +333,8 @@ def test_an_interrupt_cancels_what_is_in_flight_and_keeps_what_is_done(proxy, ex
 
 def test_ctrl_c_in_a_process_of_its_own(proxy, tmp_path):
     proxy.always = hang
-    code = ("import sys; from neuronbench.foundation.chat import Chat, Request\n"
+    code = ("import signal, sys; from neuronbench.foundation.chat import Chat, Request\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
             "try: Chat('tiny', base_url=sys.argv[1]).answers([Request(({'role': 'user', 'content': 'a'},))], progress=False)\n"
             "except KeyboardInterrupt: print('stopped')")
     process = subprocess.Popen([sys.executable, "-c", code, proxy.url], stdout=subprocess.PIPE, text=True)
