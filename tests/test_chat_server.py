@@ -12,10 +12,12 @@ import traceback
 import urllib.request
 
 import pytest
-import tiny_chat
+
 from fault_proxy import FaultProxy, completion, cut_off, hang, reset, status, text, trickle
 
 from neuronbench.basics import cache_folder
+from neuronbench.describe.prompts import Prompts
+from neuronbench.embedded.world import WEIGHTS
 from neuronbench.foundation.chat import Chat, Request
 
 KEY = "sk-a-very-secret-key-0123456789"
@@ -37,14 +39,14 @@ def proxy():
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """(address, folder) of `transformers serve` with a tiny Llama, a process of its own."""
-    folder = tiny_chat.llama(tmp_path_factory.mktemp("tiny"))
+    """(address, folder) of `transformers serve` with the world's chat model, a process of its own."""
+    folder = WEIGHTS / "chat"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = os.path.join(os.path.dirname(sys.executable), "transformers")
     command = [program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    log = (folder / "serve.log").open("w+")
+    log = (tmp_path_factory.mktemp("serve") / "serve.log").open("w+")
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, log)
@@ -105,6 +107,15 @@ def test_a_real_server_and_local_chat_agree(served):
     theirs, ours = Chat(folder, base_url=address).answers(requests, False), LocalChat(folder, device="cpu").answers(requests, False)
     assert [answer.text for answer in theirs] == [answer.text for answer in ours]
     assert [answer.prompt_tokens for answer in theirs] == [answer.prompt_tokens for answer in ours]
+
+
+def test_the_worlds_chat_model_summarises_through_a_server(served):
+    """What the method asks, over HTTP: ten captions that share a thing become its name."""
+    address, folder = served
+    captions = [f"a {colour} train in the {place} {time}" for colour in ("red", "blue", "green", "pink", "white") for place, time in (("city", "at night"), ("snow", "by day"))]
+    request = Request(Prompts(examples=()).summarising(captions), temperature=0)
+    answer = Chat(folder, base_url=address).answers([request], progress=False)[0]
+    assert answer.error == "" and "train" in answer.text.split()
 
 
 def test_faults_on_the_way_to_a_real_server_are_overcome(served):
