@@ -8,12 +8,11 @@ import shutil
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_all
+from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_all, write_notebook
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
 from neuronbench.widgets.grid import evidence, readable
@@ -46,9 +45,7 @@ def recording():
 def lab(tmp_path_factory):
     """JupyterLab on a folder with a small notebook."""
     folder = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "tiny.ipynb")
+    write_notebook(folder / "tiny.ipynb", CODE)
     ARTIFACTS.mkdir(exist_ok=True)
     with JupyterLab(folder) as server:
         yield server

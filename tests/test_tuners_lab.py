@@ -6,10 +6,9 @@ Screenshots are kept in artifacts/. Without Chromium these tests fail with a sen
 import json
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
-from browser_lab import Chromium, JupyterLab, kernel_says, run_all
+from browser_lab import Chromium, JupyterLab, kernel_says, run_all, write_notebook
 from test_browser_lab import ARTIFACTS, wait_for_python
 from tiny_recording import HOSTILE
 
@@ -49,9 +48,7 @@ IDLE = "() => [...document.querySelectorAll('.nb-tuner')].every(one => !one.hasA
 def lab(tmp_path_factory):
     """JupyterLab on a folder with the workbench in a notebook."""
     folder = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "tuners.ipynb")
+    write_notebook(folder / "tuners.ipynb", CODE)
     ARTIFACTS.mkdir(exist_ok=True)
     with JupyterLab(folder) as server:
         yield server

@@ -5,10 +5,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import nbformat
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from browser_lab import Chromium, JupyterLab, run_all  # noqa: E402
+from browser_lab import Chromium, JupyterLab, run_all, write_notebook  # noqa: E402
 
 LIMIT = 150  # ms
 PRESSES = 30
@@ -45,10 +43,8 @@ def delays(page, key, presses, pause):
 
 
 def rows():
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with tempfile.TemporaryDirectory() as folder, JupyterLab(folder) as lab, Chromium() as chromium:
-        nbformat.write(notebook, Path(folder, "bench.ipynb"))
+        write_notebook(Path(folder, "bench.ipynb"), CODE)
         page = chromium.open(lab, "bench.ipynb")
         run_all(page)
         page.wait_for_selector(".nb-browser[data-unit]:not([data-waiting])")

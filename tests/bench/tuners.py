@@ -5,10 +5,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import nbformat
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from browser_lab import Chromium, JupyterLab, kernel_says, run_all  # noqa: E402
+from browser_lab import Chromium, JupyterLab, kernel_says, run_all, write_notebook  # noqa: E402
 
 CROPS_LIMIT, SCORES_LIMIT = 100, 50  # ms
 STEPS = 30
@@ -62,10 +60,8 @@ def delays(page, selector, slider, steps=STEPS):
 
 
 def rows():
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with tempfile.TemporaryDirectory() as folder, JupyterLab(folder) as lab, Chromium() as chromium:
-        nbformat.write(notebook, Path(folder, "bench.ipynb"))
+        write_notebook(Path(folder, "bench.ipynb"), CODE)
         page = chromium.open(lab, "bench.ipynb")
         run_all(page, seconds=600)
         page.wait_for_selector(".nb-crops-tuner[data-drawn]")
