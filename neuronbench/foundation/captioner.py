@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, best_device, cache_folder, choose, content_key
+from ..basics import ContentStore, best_device, cache_folder, content_key
 from .chat import Request
 from .clip import image_keys, loaded_ahead
-from .hub import loading, part_key
+from .hub import dtype_of, loading, part_key
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
 CAPTION_PROMPT = "Describe this image in one short sentence."
@@ -57,22 +57,20 @@ def _kept_captions(
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     ahead = loaded_ahead(lambda position: images[indices[position]].convert("RGB"), batches)
     for batch, loaded in tqdm(ahead, "captions", len(batches), disable=not (progress and batches)):
-        new = _by_pixels(store, loaded, caption)
-        kept = {keys[position]: text for position, text in zip(batch, new) if text is not None}
-        store.put(kept)
-        found.update(kept)
+        pixels = image_keys(loaded, range(len(loaded)))
+        known = _by_pixels(store, dict(zip(pixels, loaded)), caption)
+        places = {keys[position]: known[key] for position, key in zip(batch, pixels) if key in known}
+        store.put(known | places)
+        found.update(places)
     return [found.get(key, b"").decode() for key in keys]
 
 
 def _by_pixels(store, images, caption):
-    """The captions of these RGB images as bytes, None for one that could not be had; equal pixels are captioned once."""
-    keys = image_keys(images, range(len(images)))
-    known = store.get(keys)
-    new = {key: image for key, image in zip(keys, images) if key not in known}
+    """{key: caption as bytes} of the RGB images {key of the pixels: image}, without those that could not be had."""
+    known = store.get(images)
+    new = {key: image for key, image in images.items() if key not in known}
     texts = caption(list(new.values())) if new else []
-    known.update({key: text.encode() for key, text in zip(new, texts) if text is not None})
-    store.put({key: known[key] for key in new if key in known})
-    return [known.get(key) for key in keys]
+    return known | {key: text.encode() for key, text in zip(new, texts) if text is not None}
 
 # %% ../../nbs/foundation/05_captioner.ipynb #1c027599
 class Captioner:
@@ -93,9 +91,8 @@ class Captioner:
         batch_size: int = 16,  # images
     ):
         self.name, self.device = str(name), torch.device(device or best_device())
-        self.precision = choose(precision, ("fp32", "bf16", "fp16"), "precision")
+        self.precision, self._dtype = precision, dtype_of(precision)
         self.max_new_tokens, self.min_length, self.batch_size = max_new_tokens, min_length, batch_size
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         model, self.image_processor, self.tokenizer, self.chat_processor = _load(self.name, self._dtype)
         self.model = model.to(self.device)
 

@@ -11,12 +11,12 @@ from functools import cached_property
 
 import torch
 
-from ..basics import best_device, choose, content_key
+from ..basics import best_device, content_key
 from .chat import Answer, ChatModel
-from .hub import loading
+from .hub import dtype_of, loading
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #a048de75
-def _load(name, precision):
+def _load(name, dtype):
     """(model, tokenizer) on the CPU. Errors: see `LocalChat`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -24,7 +24,6 @@ def _load(name, precision):
         tokenizer = AutoTokenizer.from_pretrained(name)
         if not tokenizer.chat_template:
             raise ValueError(f"{name!r} has no chat template; expected a chat model, such as one whose name ends in -Instruct or -Chat")
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
         except ValueError as error:
@@ -155,9 +154,8 @@ class LocalChat(ChatModel):
     ):
         super().__init__()
         self.name, self.batch_size = str(name_or_folder), batch_size
-        self.precision = choose(precision, ("fp32", "bf16", "fp16"), "precision")
-        self.device = torch.device(device or best_device())
-        model, self.tokenizer = _load(self.name, self.precision)
+        self.precision, self.device = precision, torch.device(device or best_device())
+        model, self.tokenizer = _load(self.name, dtype_of(precision))
         self.model = model.to(self.device)
         with torch.inference_mode():
             self._shares = _can_share(self.model)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, best_device, cache_folder, choose, content_key
-from .hub import loading, part_key
+from ..basics import ContentStore, best_device, cache_folder, content_key
+from .hub import dtype_of, loading, part_key
 
 # %% ../../nbs/foundation/04_painter.ipynb #6035276e
 def few_steps(
@@ -77,10 +77,9 @@ class Painter:
         seed: int = 0,
     ):
         self.name, self.device = str(name), torch.device(device or best_device())
-        self.precision = choose(precision or ("fp16" if self.device.type == "cuda" else "fp32"), ("fp32", "bf16", "fp16"), "precision")
+        self.precision = precision or ("fp16" if self.device.type == "cuda" else "fp32")
         self.steps, self.guidance, self.size, self.batch_size, self.seed = steps, guidance, size, batch_size, seed
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        self.pipeline = _load(self.name, dtype).to(self.device)
+        self.pipeline = _load(self.name, dtype_of(self.precision)).to(self.device)
         if few_steps(self.pipeline.scheduler) and steps > 10:
             warnings.warn(f"{self.name!r} is made for few steps: give 1 to 8, not {steps}, and guidance=0.0 for turbo", stacklevel=2)
 
