@@ -13,7 +13,7 @@ import pandas as pd
 from .basics import cache_folder, choose
 from .describe.clip_dissect import CLIPDissect
 from .describe.describe_and_dissect import DescribeAndDissect
-from .describe.descriptions import COLUMNS
+from .describe.descriptions import COLUMNS, replaced
 from .describe.invert import INVERT
 from .embedded.world import world
 from .foundation.captioner import Captioner
@@ -90,8 +90,7 @@ class Workbench:
         choose(layer, self.recording.layers, "layer")
         units = range(self.recording[layer].sizes["unit"]) if units is None else units
         found = self.method(method, **settings)(self.recording, self.images, units={layer: units})
-        older = self.descriptions[~_whose(self.descriptions).isin(_whose(found))]
-        self.descriptions = pd.concat([older, found], ignore_index=True) if len(older) else found
+        self.descriptions = replaced(self.descriptions, found)
         self.failures = found.attrs.get("failures", [])
         return found
 
@@ -112,8 +111,3 @@ class Workbench:
         method = self.method("describe-and-dissect", **settings)
         chats = {"Consensus": Consensus(), **(chats or {})}
         return tune(method, self.recording, self.images, layer, unit, self.truth, chats, scorings)
-
-
-def _whose(descriptions):
-    """Which unit, by which method, each row is about."""
-    return pd.MultiIndex.from_frame(descriptions[["layer", "unit", "method"]])

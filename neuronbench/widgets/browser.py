@@ -20,7 +20,7 @@ from PIL import Image
 
 import neuronbench
 from ..basics import choose
-from ..describe.descriptions import COLUMNS
+from ..describe.descriptions import COLUMNS, replaced
 from ..probe.recording import check_images
 from ..probe.seen import Seen
 from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of
@@ -176,10 +176,7 @@ class UnitList(BrowserState):
 
     def add_descriptions(self, descriptions: pd.DataFrame):
         """Show the descriptions of a further method; those that it gave to the same units before are replaced."""
-        new = check_descriptions(descriptions, self.recording)
-        keys = ["layer", "unit", "method"]
-        kept = ~pd.MultiIndex.from_frame(self.descriptions[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
-        self.descriptions = pd.concat([self.descriptions[kept], new], ignore_index=True)
+        self.descriptions = replaced(self.descriptions, check_descriptions(descriptions, self.recording))
         self._list_units()
 
 # %% ../../nbs/widgets/02_browser.ipynb #672ac3dd
