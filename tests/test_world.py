@@ -201,3 +201,59 @@ def test_missing_weights_say_what_is_missing(tmp_path):
         World(tmp_path).target
     with pytest.raises(FileNotFoundError, match="clip"):
         World(tmp_path).clip
+
+
+# %% training the target
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    from neuronbench.embedded.fitting import draw_scenes
+
+    return draw_scenes(Scenes.random(400, 11), workers=0)
+
+
+def test_views_show_what_a_formula_covers_and_say_how_much_of_the_thing(drawn):
+    import torch
+
+    from neuronbench.embedded.fitting import views
+    from neuronbench.embedded.training import formula_boxes, near_and_far
+
+    positions = torch.arange(64)
+    images, cover, shares = near_and_far(drawn, positions, torch.Generator().manual_seed(0))
+    assert torch.equal(images[:32], drawn.images[:32] / 255) and (shares[:32] == 1).all()
+    assert ((shares >= 0) & (shares <= 1)).all() and 0.1 < (shares[32:] < 0.9).float().mean() < 0.99
+    boxes = formula_boxes(drawn.cover[:64], torch.Generator().manual_seed(0))
+    assert (boxes[:, [1, 3]] >= 2 / 16).all() and (boxes[:, [1, 3]] <= 1).all()
+    left_half = torch.tensor([[-0.5, 0.5, 0.0, 1.0]])
+    assert torch.allclose(views(images[:1], left_half)[..., 1::2], images[:1, :, :, :64], atol=0.2)
+
+
+def test_within_a_class_no_concept_tells_how_high_the_score_is(drawn):
+    import torch
+
+    from neuronbench.embedded.target import SceneNet
+    from neuronbench.embedded.training import class_features, even_classes
+
+    torch.manual_seed(0)
+    net = SceneNet().eval()
+    even_classes(net, drawn, weight=0, least=5)
+    before = largest_gap(net, drawn, class_features(net, drawn)[0])
+    even_classes(net, drawn, weight=1000, least=5)
+    assert largest_gap(net, drawn, class_features(net, drawn)[0]) < 0.3 * before
+
+
+def largest_gap(net, drawn, features):
+    """The mean over classes of how far a concept shifts the class's mean score, at most."""
+    import torch
+
+    from neuronbench.embedded.scenes import concept_labels
+
+    weights = torch.cat([net.fc.weight, net.fc.bias[:, None]], 1).double()
+    scores, has = (features[: len(drawn)] @ weights.T).detach().numpy(), concept_labels(drawn.scenes).values
+    gaps = []
+    for number in range(len(KINDS)):
+        own = drawn.labels.numpy() == number
+        common = has[own][:, has[own].sum(0) >= 5]
+        gaps.append(max(abs(scores[own, number][concept].mean() - scores[own, number].mean()) for concept in common.T))
+    return np.mean(gaps)

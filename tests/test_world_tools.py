@@ -7,8 +7,8 @@ import pytest
 
 from neuronbench.embedded import chat as chat_module
 from neuronbench.embedded.captions import FILLERS, pixel_codes, random_box, simplified, view_caption
-from neuronbench.embedded.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, shared_label
-from neuronbench.embedded.painter import ScenePainter, known_words, read_phrase
+from neuronbench.embedded.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, said_concepts, shared_label
+from neuronbench.embedded.painter import ScenePainter, close_up, known_words, read_phrase
 from neuronbench.embedded.rendering import SIZE, Scenes, render
 from neuronbench.embedded.scenes import COLOURS, CONCEPTS, KINDS, PARTS, SETTINGS, SHAPES, TEXTURES, TIMES, Scene, Thing, parts_of, random_scene
 from neuronbench.embedded.world import WEIGHTS, World, named_things, world
@@ -117,6 +117,25 @@ def test_alternatives_take_turns_and_negation_keeps_out():
     assert {scene.kind for scene in without} == {"boat"} and {scene.time for scene in without} == {"day"} and "red" not in {scene.things[0].colour for scene in without}
 
 
+@pytest.mark.parametrize("phrase, near", [("red sail", True), ("sail at night", True), ("boat with a sail", False), ("long sail", False), ("boat", False)])
+def test_a_part_without_its_thing_is_painted_from_near(phrase, near):
+    painter = ScenePainter()
+    image, masks = render(painter.scene(phrase, 0))
+    [[picture]] = painter.paint([phrase], 1, progress=False)
+    assert (picture.tobytes() != image.tobytes()) == near
+    assert not near or picture.tobytes() == close_up(image, masks["sail"]).tobytes()
+
+
+def test_a_close_up_shows_all_of_the_mask_larger():
+    mask = np.zeros((SIZE, SIZE), bool)
+    for rows, columns in ((slice(0, 9), slice(0, 5)), (slice(100, 128), slice(60, 70)), (slice(50, 51), slice(127, 128)), (slice(0, 128), slice(3, 9))):
+        mask[:] = False
+        mask[rows, columns] = True
+        picture = np.asarray(close_up(np.repeat(mask[..., None] * np.uint8(255), 3, 2), mask))[..., 0] / 255
+        assert picture.shape == (SIZE, SIZE) and picture.sum() >= 0.98 * mask.sum()
+        assert mask.sum() > 3000 or picture.mean() > 0.02 or mask.sum() == 1
+
+
 def test_two_things_are_painted_beside_each_other():
     scene = ScenePainter().scene("striped red boat sail flag beside a black cat", 0)
     assert [(thing.kind, thing.colour) for thing in scene.things] == [("boat", "red"), ("cat", "black")] and set(scene.things[0].parts) >= {"sail", "flag"}
@@ -160,8 +179,19 @@ def pool(codes):
 def test_a_pool_knows_what_its_captions_say(pool):
     shape = {kind: shape for shape, kinds in SHAPES.items() for kind in kinds}
     for caption, has in zip(pool.captions, pool.concepts):
-        said = set(caption.partition(" beside ")[0].split())
+        main, _, rest = caption.partition(" beside ")
+        said = {*main.split(), *rest.split()[3:]}  # without "a black cat", the companion
         assert {concept for concept, present in zip(CONCEPTS, has) if present} == (said & set(CONCEPTS)) | {shape[word] for word in said if word in shape}
+
+
+def test_what_half_of_the_captions_share_does_not_become_the_label(pool):
+    half = 0
+    for seed in range(400):
+        captions, label = caption_set(np.random.default_rng(seed), pool)
+        shares = said_concepts(captions).mean(0)
+        named = set(label.replace(" and ", " ").split())
+        half += any(0.4 <= share <= 0.7 for concept, share in zip(CONCEPTS, shares) if concept not in named)
+    assert half > 100
 
 
 def test_what_goes_without_saying_is_true_of_every_thing():
@@ -190,8 +220,9 @@ def test_most_captions_of_a_set_have_what_its_label_says(pool):
 
 
 def test_conversations_are_repeatable_and_cover_both_tasks(pool):
-    seen = [conversation(np.random.default_rng(seed), pool) for seed in range(200)]
-    assert seen == [conversation(np.random.default_rng(seed), pool) for seed in range(200)]
+    seen, shares = zip(*[conversation(np.random.default_rng(seed), pool) for seed in range(200)])
+    assert seen == tuple(conversation(np.random.default_rng(seed), pool)[0] for seed in range(200))
+    assert all(share.shape == (len(CONCEPTS),) and 0 <= share.min() <= share.max() <= 1 for share in shares)
     assert all([turn["role"] for turn in turns[-2:]] == ["user", "assistant"] for turns in seen)
     lines = [turns[-2]["content"].count("\n") for turns in seen]
     assert min(lines) == 1 and max(lines) > 8 and any(turns[0]["role"] == "system" for turns in seen)
@@ -202,7 +233,7 @@ def test_all_that_is_asked_and_answered_has_a_token_of_its_own(pool):
     for text in (*pool.captions, *chat_module._SIMPLIFY, *chat_module._SUMMARISE, *chat_module._SIMPLIFY_ELSE, *chat_module._SUMMARISE_ELSE):
         assert tokenizer.unk_token_id not in tokenizer(text).input_ids, text
     for seed in range(100):
-        answer = conversation(np.random.default_rng(seed), pool)[-1]["content"]
+        answer = conversation(np.random.default_rng(seed), pool)[0][-1]["content"]
         assert tokenizer.decode(tokenizer(answer).input_ids) == answer
 
 

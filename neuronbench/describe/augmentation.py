@@ -35,11 +35,19 @@ def _boxes(
             for row, pairs in shown.items()}
 
 # %% ../../nbs/describe/08_augmentation.ipynb #98cb8428
-def _resized(seen, positions, size):
-    """{position: square PIL image of what the network saw}."""
-    positions = list(dict.fromkeys(int(position) for position in positions))
+def _exemplars_and_pictures(recording, layer, units, k, size):
+    """(Exemplars, {position: square PIL image of what the network saw}); an image that is opened for its maps is not opened again."""
+    seen, pictures = Seen(recording.images, recording.target), {}
+
+    def opened(position):
+        image = recording.images[position]
+        pictures[position] = seen.part(image).resize((size, size))
+        return image
+
+    best = exemplars(recording, layer, units, k, ProbingSet(opened, recording.images.ids, str))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(positions, pool.map(lambda position: seen[position].resize((size, size)), positions)))
+        list(pool.map(opened, set(best.images[best.images >= 0].tolist()) - set(pictures)))
+    return best, pictures
 
 
 def _record_crops(recording, look, pictures, wanted, size, watch):
@@ -111,9 +119,8 @@ def augment(
 
     Each distinct crop is seen once by the target, in full batches, ever.
     """
-    best = exemplars(recording, layer, units, k)
+    best, pictures = _exemplars_and_pictures(recording, layer, units, k, size)
     boxes = _boxes(best, size, crops)
-    pictures = _resized(Seen(recording.images, recording.target), best.images[best.images >= 0], size)
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
     look = look or LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
     values = _record_crops(recording, look, pictures, wanted, size, watch)

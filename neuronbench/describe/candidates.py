@@ -23,11 +23,11 @@ _QUOTES = "\"'`“”‘’«»"
 def cleaned(
     text: str,  # what a model said
 ) -> str:
-    """The text in lower case, on one line, without quotes around it and without a final period."""
+    """The text in lower case, on one line, without quotes around it, a final period, and what a loop says again."""
     text, before = " ".join(text.lower().split()), None
     while text != before:
         before, text = text, text.strip(_QUOTES + " ").removesuffix(".")
-    return text
+    return " and ".join(dict.fromkeys(text.split(" and ")))
 
 # %% ../../nbs/describe/09_candidates.ipynb #23289791
 _REFUSAL = re.compile(r"(?:i['’]?m (?:sorry|unable)|i am (?:sorry|unable)|sorry\b|unable to\b|i (?:cannot|can['’]?t|can not|won['’]?t)\b|as an ai\b)")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..basics import best_device
 from .captions import CODES, FILLERS, WHOLE, random_box, view_caption
-from .fitting import DrawnScenes, fit, layer_matrices
+from .fitting import DrawnScenes, fit, layer_matrices, views
 from .rendering import SIZE
 from .scenes import CONCEPTS, Scene, parts_of
 
@@ -123,13 +123,9 @@ def cut_views(
 ):
     """(images, codes): (B, 3, 128, 128) float in 0..1, resized bilinearly, and (B, 128, 128) int64."""
     left, top, right, bottom = torch.tensor(boxes, dtype=torch.float32).T / SIZE
-    place = torch.zeros(len(boxes), 2, 3)
-    place[:, 0, 0], place[:, 0, 2] = (right - left) * torch.where(mirrored, -1, 1), right + left - 1
-    place[:, 1, 1], place[:, 1, 2] = bottom - top, bottom + top - 1
-    grid = F.affine_grid(place, (len(boxes), 3, SIZE, SIZE), align_corners=False)
-    images = F.grid_sample(drawn.images[positions].float() / 255, grid, padding_mode="border", align_corners=False)
-    codes = F.grid_sample(drawn.codes[positions, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    return images, codes[:, 0].long()
+    places = torch.stack([right + left - 1, (right - left) * torch.where(mirrored, -1, 1), bottom + top - 1, bottom - top], 1)
+    images, codes = drawn.images[positions].float() / 255, drawn.codes[positions, None].float()
+    return views(images, places), views(codes, places, "nearest")[:, 0].long()
 
 # %% ../../nbs/embedded/09_captioner.ipynb #b30a0e76
 def code_concepts(

@@ -60,14 +60,14 @@ class World:
         """A `Captioner`: a BLIP trained on scenes and on views into them. Captions may be as short as "a wheel"."""
         from neuronbench.foundation.captioner import Captioner
 
-        return Captioner(str(self.weights / "captioner"), min_length=0)
+        return Captioner(str(self.weights / "captioner"), min_length=0, batch_size=64)
 
     @cached_property
     def chat(self):
         """A `LocalChat` that simplifies captions and says what most of several captions share, in the world's words."""
         from neuronbench.foundation.local_chat import LocalChat
 
-        return LocalChat(str(self.weights / "chat"))
+        return LocalChat(str(self.weights / "chat"), batch_size=64)
 
     @cached_property
     def painter(self):

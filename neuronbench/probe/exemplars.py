@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..basics import content_key
-from .images import BadImage
+from .images import BadImage, ProbingSet
 from .recording import Recording, _checked_unit, _decoded
 from .target import Target
 
@@ -85,14 +85,14 @@ def _place(maps, indices, gathered, wanted, units):
     gathered[rows, ranks] = maps[pictures, np.asarray(units)[rows]].cpu().numpy()
 
 # %% ../../nbs/probe/04_exemplars.ipynb #027924f3
-def _kept_maps(recording, layer, units, images):
-    """The maps from beside the recording, gathered and stored there first if need be."""
-    group, name = recording.group, f"exemplars/{content_key(layer, units, images)}"
+def _kept_maps(recording, layer, units, wanted, images):
+    """The maps of `wanted` (U, k) from beside the recording, gathered and stored there first if need be."""
+    group, name = recording.group, f"exemplars/{content_key(layer, units, wanted)}"
     if name in group and group[name].attrs.get("complete"):
         return group[name][:]
     target = recording.target
     single = Target(target.model, [layer], target.preprocess, device=target.device)
-    maps = _gathered(single, recording.images, images, units)
+    maps = _gathered(single, images, wanted, units)
     if maps is not None:
         _keep(group, name, maps)
     return maps
@@ -131,6 +131,7 @@ def exemplars(
     layer: str,
     units=None,  # numbers of units; all of the layer if None
     k: int = 10,  # images per unit; all there are, if fewer
+    images: ProbingSet | None = None,  # what opens the images for their maps; the recording's own if None
 ) -> Exemplars:
     """The k images that activate each unit most, with the unit's activation maps on them.
 
@@ -140,11 +141,11 @@ def exemplars(
     units = _checked_units(units, values, layer)
     if k < 1:
         raise ValueError(f"k is {k}: expected at least one image per unit")
-    images, activations = _ranked(values[:, units], k)
-    if (images < 0).any():
-        short = (images < 0).any(1).sum()
-        warnings.warn(f"{short} units of {layer!r} are finite on fewer than {images.shape[1]} images: the rest is -1")
-    return Exemplars(layer, units, images, activations, _kept_maps(recording, layer, units, images))
+    best, activations = _ranked(values[:, units], k)
+    if (best < 0).any():
+        short = (best < 0).any(1).sum()
+        warnings.warn(f"{short} units of {layer!r} are finite on fewer than {best.shape[1]} images: the rest is -1")
+    return Exemplars(layer, units, best, activations, _kept_maps(recording, layer, units, best, images or recording.images))
 
 
 def _checked_units(units, values, layer):

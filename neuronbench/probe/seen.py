@@ -57,5 +57,8 @@ class Seen:
         self.box = functools.cache(lambda size: seen_box(target.preprocess, size))
 
     def __getitem__(self, i):
-        image = self.images[int(i)]
+        return self.part(self.images[int(i)])
+
+    def part(self, image):
+        """What the target sees of an image that is open already."""
         return image.crop(self.box(image.size))
