@@ -6,9 +6,11 @@
 __all__ = ['known_words', 'Wish', 'Wishes', 'read_phrase', 'wished_scene', 'close_up', 'ScenePainter']
 
 # %% ../../nbs/embedded/11_painter.ipynb #090f7286
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from PIL import Image
@@ -161,7 +163,8 @@ class ScenePainter:
         from tqdm.auto import tqdm
 
         bar = tqdm(prompts, desc="painting", unit="prompt", disable=not progress)
-        return [[self._picture(prompt, number) for number in range(count)] for prompt in bar]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return [list(pool.map(partial(self._picture, prompt), range(count))) for prompt in bar]
 
     def _picture(self, prompt, number):
         image, masks = render(self.scene(prompt, number))
