@@ -151,7 +151,7 @@ def describe(arguments):
         target = load_target(arguments.network, arguments.layer, arguments.weights)
         images = load_images(arguments.images, arguments.dataset, arguments.split)
         concepts = int(arguments.concepts) if arguments.concepts.isdigit() else arguments.concepts
-        bench = Workbench(target, images, store=arguments.store, concepts=concepts, **load_models(arguments))
+        bench = Workbench(target, images, store=arguments.store, concepts=concepts, captions=arguments.captions, **load_models(arguments))
     for layer in arguments.layer:
         found = bench.describe(layer, method=arguments.method, units=arguments.units)
         print(found.to_string(index=False, max_rows=40))
@@ -256,7 +256,8 @@ def _add_describe(one):
     one.add_argument("--images", metavar="FOLDER", help="photographs, or folders of them named by class")
     one.add_argument("--dataset", help="a Hugging Face data set, instead of --images")
     one.add_argument("--split", default="test")
-    one.add_argument("--method", default="clip-dissect", help="clip-dissect, describe-and-dissect or invert")
+    one.add_argument("--method", default="clip-dissect", help="clip-dissect, describe-and-dissect, falcon, patch-vocabulary or invert; on the world also network-dissection and compositional")
+    one.add_argument("--captions", metavar="FILE", help="a caption corpus for falcon, one caption a line")
     one.add_argument("--clip", metavar="NAME", help="an open_clip name or a local folder, instead of ViT-B-16")
     one.add_argument("--clip-pretrained", default="openai", help="an open_clip tag or a checkpoint's path")
     one.add_argument("--captioner", metavar="NAME", help="a hub name or a local folder, instead of BLIP base")

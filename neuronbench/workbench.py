@@ -12,9 +12,16 @@ import pandas as pd
 
 from .basics import cache_folder, choose
 from .describe.clip_dissect import CLIPDissect
+from .describe.compositional import CompositionalExplanations
 from .describe.describe_and_dissect import DescribeAndDissect
 from .describe.descriptions import COLUMNS, replaced
+from .describe.falcon import FALCON
 from .describe.invert import INVERT
+from .describe.network_dissection import NetworkDissection
+from .describe.patch_vocabulary import PatchVocabulary
+from .embedded.annotations import scene_annotations
+from .embedded.scenes import KINDS
+from .embedded.vocabulary import class_features
 from .embedded.world import world
 from .foundation.captioner import Captioner
 from .foundation.chat import Chat
@@ -27,8 +34,24 @@ from .widgets.grid import card
 from .widgets.tuners import tune
 
 # %% ../nbs/02_workbench.ipynb #d88d9e5b
-METHODS = {"clip-dissect": CLIPDissect, "describe-and-dissect": DescribeAndDissect, "invert": INVERT}
-NEEDS = {"clip-dissect": ("clip", "concepts"), "describe-and-dissect": ("captioner", "chat", "painter", "clip"), "invert": ("labels",)}
+METHODS = {
+    "clip-dissect": CLIPDissect,
+    "describe-and-dissect": DescribeAndDissect,
+    "patch-vocabulary": PatchVocabulary,
+    "falcon": FALCON,
+    "invert": INVERT,
+    "network-dissection": NetworkDissection,
+    "compositional": CompositionalExplanations,
+}
+NEEDS = {
+    "clip-dissect": ("clip", "concepts"),
+    "describe-and-dissect": ("captioner", "chat", "painter", "clip"),
+    "patch-vocabulary": ("clip", "chat", "vocabulary"),
+    "falcon": ("clip", "captions"),
+    "invert": ("labels",),
+    "network-dissection": ("annotations",),
+    "compositional": ("annotations",),
+}
 MODELS = {  # the models of the papers, or their nearest of today: loaded when a method needs one that the bench was not given
     "clip": lambda: CLIP("ViT-B-16", pretrained="openai"),
     "captioner": lambda: Captioner("Salesforce/blip-image-captioning-base"),
@@ -51,13 +74,16 @@ class Workbench:
         store=None,  # path of a zarr store that keeps the recording; in memory when None
         concepts=20_000,  # concept set: a list, a text file's path, or a count of common words
         concept_labels=None,  # boolean DataFrame (image, concept) for INVERT; the images' classes when None
+        annotations=None,  # Annotations of the images for Network Dissection and compositional explanations
+        captions=None,  # caption corpus for FALCON: a text file or a list
+        vocabulary=None,  # {class: phrases} for PatchVocabulary; the chat model is asked for the classes that it lacks
         truth=None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
         **models,  # clip, captioner, chat, painter; those that are missing are the ones in `MODELS`
     ):
         for name in models:
             choose(name, MODELS, "model")
         self.target, self.images, self.store, self.truth = target, images, store, truth
-        self._held = {"concepts": concepts, "labels": concept_labels, **models}
+        self._held = {"concepts": concepts, "labels": concept_labels, "annotations": annotations, "captions": captions, "vocabulary": vocabulary, **models}
         self.descriptions, self.failures = pd.DataFrame(columns=COLUMNS), []
 
     @classmethod
@@ -65,7 +91,9 @@ class Workbench:
         """The embedded world on the bench, with its models, its concept set and its labels; recorded once per machine."""
         known, store = world(), store or cache_folder("recordings") / "world.zarr"
         models = {name: getattr(known, name) for name in MODELS}
-        return cls(known.target, known.images, store, known.concepts, known.concept_labels, known.truth, **models)
+        words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
+        masks = {"annotations": scene_annotations(known.scenes, known.images), "concept_labels": known.concept_labels}
+        return cls(known.target, known.images, store, truth=known.truth, **words, **masks, **models)
 
     @cached_property
     def recording(self):
