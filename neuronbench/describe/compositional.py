@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from ..basics import cache_folder, choose, content_key
-from .descriptions import chosen_units, describe_frame, finite_units, kept
+from .descriptions import chosen_units, describe_frame, finite_units, joined_frames, kept
 from .invert import Formula
 from .network_dissection import check_annotations
 from ..probe.masks import Annotated, Segmented, concept_names, mask_batches, packed, unit_masks
@@ -366,9 +366,7 @@ class CompositionalExplanations:
         best = found[found.length == self.length]
         tables = [describe_frame(layer, table.unit, table.formula, table.iou, "Compositional Explanations")
                   for layer, table in best.groupby("layer", sort=False)]
-        described = pd.concat(tables, ignore_index=True) if tables else describe_frame("", [], [], [], "")
-        described.attrs["failures"] = found.attrs["failures"]
-        return described
+        return joined_frames(tables, found.attrs["failures"])
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
         """The best formula up to each length: columns layer, unit, length, formula, iou; empty for a unit without a description."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .augmentation import augment
 from .candidates import Asking, candidates_of, captions_as_candidates, in_parts
-from .descriptions import chosen_units, describe_frame
+from .descriptions import chosen_units, joined_frames, trace_frame
 from .prompts import Prompts
 from .selection import Studio, painted_by
 from .trace import Choice, Trace
@@ -86,11 +86,9 @@ class DescribeAndDissect:
         for layer, numbers in chosen_units(recording, units).items():
             for start in range(0, len(numbers), _UNITS):
                 traces = self.traces(recording, layer, numbers[start : start + _UNITS], watch)
-                tables += [_rows(trace) for trace in traces]
+                tables += [trace_frame(trace, _method_name(trace)) for trace in traces]
                 failures += [trace.failure for trace in traces if trace.failure]
-        table = pd.concat(tables, ignore_index=True) if tables else describe_frame("", [], [], [], "")
-        table.attrs["failures"] = failures
-        return table
+        return joined_frames(tables, failures)
 
     def trace(self, recording, layer: str, unit: int, watch=None) -> Trace:
         """Everything that led to one unit's description."""
@@ -136,9 +134,6 @@ def _each_once(augmented, answer, size, step, watch):
     return [[known[place] for place in own] for own in places]
 
 
-def _rows(trace):
-    """The rows of one unit; one without a description if it failed."""
-    name = "Describe-and-Dissect" + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
-    if trace.failure:
-        return describe_frame(trace.layer, [trace.unit], [None], [np.nan], name)
-    return describe_frame(trace.layer, [trace.unit] * len(trace.labels), trace.labels.description, trace.labels.score, name)
+def _method_name(trace):
+    """The method, and whether no language model was asked."""
+    return "Describe-and-Dissect" + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")

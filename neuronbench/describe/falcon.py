@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..basics import content_key
-from .descriptions import chosen_units, describe_frame, finite_units, kept
+from .descriptions import chosen_units, finite_units, joined_frames, kept, trace_frame
 from .trace import _show, _wrapped
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
@@ -291,9 +291,7 @@ class FALCON:
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         check_images(recording, images)
         traces = [trace for layer, numbers in chosen_units(recording, units).items() for trace in self.traces(recording, layer, numbers)]
-        table = pd.concat([_rows(trace) for trace in traces], ignore_index=True) if traces else describe_frame("", [], [], [], "")
-        table.attrs["failures"] = [trace.failure for trace in traces if trace.failure]
-        return table
+        return joined_frames([trace_frame(trace, "FALCON") for trace in traces], [trace.failure for trace in traces if trace.failure])
 
     def trace(self, recording, layer: str, unit: int) -> FALCONTrace:
         """Everything that led to one unit's words."""
@@ -305,13 +303,6 @@ class FALCON:
         looked = _looked(self, recording, layer, units)
         captions = _captioned(self, recording, layer, looked)
         return [_worded(trace, captions) for trace in looked]
-
-
-def _rows(trace):
-    """The rows of one unit; one without a description if there is none."""
-    if trace.failure:
-        return describe_frame(trace.layer, [trace.unit], [None], [np.nan], "FALCON")
-    return describe_frame(trace.layer, [trace.unit] * len(trace.labels), trace.labels.description, trace.labels.score, "FALCON")
 
 # %% ../../nbs/describe/17_falcon.ipynb #23c5079c
 def _looked(method, recording, layer, units):

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..basics import content_key
-from .descriptions import chosen_units, describe_frame, finite_units, kept
+from .descriptions import chosen_units, describe_frame, finite_units, joined_frames, kept
 from ..probe.masks import Annotated, ConceptMasks, Segmented, concept_names, mask_batches, packed, unit_masks
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -86,9 +86,7 @@ class NetworkDissection:
         found = self.explain(recording, images, units)
         name = "Network Dissection" + ("" if self.segmenter is None else " (segmenter)")
         tables = [describe_frame(layer, table.unit, table.concept, table.iou, name) for layer, table in found.groupby("layer", sort=False)]
-        described = pd.concat(tables, ignore_index=True) if tables else describe_frame("", [], [], [], name)
-        described.attrs["failures"] = found.attrs["failures"]
-        return described
+        return joined_frames(tables, found.attrs["failures"])
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
         """The best concept of each unit: columns layer, unit, concept, category, iou, detector (whether it counts as one), threshold."""

@@ -20,7 +20,7 @@ import torch
 
 from ..basics import choose, content_key
 from .candidates import _REFUSAL, cleaned, in_parts
-from .descriptions import chosen_units, describe_frame
+from .descriptions import chosen_units, describe_frame, joined_frames
 from ..foundation.chat import Request
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
@@ -318,7 +318,7 @@ class PatchVocabulary:
         parts = [(layer, numbers[start : start + _UNITS])
                  for layer, numbers in chosen_units(recording, units).items() for start in range(0, len(numbers), _UNITS)]
         tables = [_table(layer, self.traces(recording, layer, numbers)) for layer, numbers in parts]
-        return _joined(tables) if tables else _table("", [])
+        return _joined(tables)
 
     def trace(self, recording, layer: str, unit: int) -> PatchTrace:
         """Everything that led to one unit's description."""
@@ -359,8 +359,7 @@ def _table(layer, traces):
 
 
 def _joined(tables):
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs["failures"] = [failure for one in tables for failure in one.attrs["failures"]]
+    table = joined_frames(tables, [failure for one in tables for failure in one.attrs["failures"]])
     table.attrs["refused"] = {name: problem for one in tables for name, problem in one.attrs["refused"].items()}
     return table
 
