@@ -45,7 +45,13 @@ def test_describe_writes_a_csv_and_cards(photographs, tmp_path):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--network", "resnet18", "--layer", "layer1", "--images", "x"], "torchvision:resnet50"),
     (["--network", "torchvision:resnet81", "--layer", "layer1", "--images", "x"], "resnet18"),
-    (["--network", "torchvision:resnet18", "--layer", "layer1"], "--images FOLDER or --dataset NAME"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1"], "one of --images FOLDER, --dataset NAME and --broden FOLDER"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--broden", "y"], "one of --images FOLDER"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--broden", "/no/such/folder"], "no file 'category.csv' in '/no/such/folder'"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "network-dissection"], "give --broden FOLDER"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "compositional"], "give --broden FOLDER"),
+    (["--network", "world", "--layer", "layer3", "--broden", "x"], "leave out --broden"),
+    (["--network", "world", "--layer", "layer3", "--method", "network-disection"], "did you mean 'network-dissection'"),
     (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "/no/such/folder"], "/no/such/folder"),
     (["--network", "torchvision:resnet18", "--layer", "layer9", "--images", "/no/such/folder"], "did you mean 'layer"),
 ])
@@ -99,3 +105,43 @@ def test_the_world_command_trains(monkeypatch):
     monkeypatch.setattr(cli, "train", lambda folder, seed: called.append((folder, seed)))
     assert cli.main(["world", "train", "--folder", "there", "--seed", "3"]) == 0
     assert called == [("there", 3)]
+
+
+@pytest.mark.parametrize("method", ["network-dissection", "compositional"])
+def test_masks_in_brodens_layout_are_read_from_the_command_line(method, tmp_path, capsys):
+    from test_annotations import write_broden
+
+    left, chance = np.zeros((40, 40), int), np.random.default_rng(0)
+    left[:, :20] = 1
+    rows = [{"object": [np.where(chance.random() < 0.5, left, left[:, ::-1])], "scene": [4 if number % 2 else 65535]} for number in range(12)]
+    folder = write_broden(tmp_path / "broden", rows, size=(40, 40))
+    for number in range(12):
+        Image.fromarray(chance.integers(0, 255, (8, 8, 3), np.uint8)).resize((80, 80)).save(folder / "images" / f"{number}.png")
+    torch.manual_seed(0)
+    arguments = ["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "3", "5", "--broden", str(folder), "--cards", "0"]
+    assert cli.main([*arguments, "--method", method, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
+    assert table.unit.tolist() == [3, 5] and all(any(word in text for word in ("boat", "sea-s", "room-s")) for text in table.description)
+
+
+def test_the_leaderboard_is_printed_and_written(monkeypatch, tmp_path, capsys):
+    from neuronbench.embedded import world as worlds
+
+    monkeypatch.setattr(worlds, "world", lambda: worlds.World(scenes=120))
+    assert cli.main(["leaderboard", "--out", str(tmp_path / "table.csv"), "--methods", "clip-dissect,invert"]) == 0
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table.columns.tolist() == ["method", "kind", "units", "exact", "agreement", "described", "seconds"]
+    assert set(table.method) == {"clip-dissect", "invert"} and table.units.tolist() == 2 * [20, 24, 8, 8]
+    said = capsys.readouterr().out
+    assert "polysemantic" in said and "clip-dissect" in said and str(tmp_path / "table.csv") in said
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--methods", "clip-disect"], "did you mean 'clip-dissect'"),
+    (["--methods", ","], "no method ''"),
+    (["--out", "/no/such/folder/table.csv"], "no folder '/no/such/folder'"),
+])
+def test_a_leaderboard_that_cannot_be_made_is_refused_at_once(arguments, sentence, capsys):
+    assert cli.main(["leaderboard", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1

@@ -108,7 +108,7 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 # %% what needs torch
 from neuronbench.embedded import tools, training  # noqa: E402
 from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
-from neuronbench.embedded.world import WEIGHTS, World, world  # noqa: E402
+from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, world  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,62 @@ def test_an_unknown_concept_in_a_formula_names_the_nearest():
         formula_concepts("red AND rounded")
     with pytest.raises(KeyError, match="round"):
         evaluate_formula("red AND rounded", {"red": np.ones(1, bool)})
+
+
+@pytest.mark.parametrize("text, formula", [
+    ("red things", "red"), ("Red round THINGS", "red AND round"), ("boats at sea", "boat AND sea"), ("butterflies", "butterfly"),
+    ("leaves", "leaf"), ("hands", "hands"), ("luggage", "luggage"), ("a boat but not at night", "boat AND NOT night"),
+    ("boats without sails", "boat AND NOT sail"), ("no wheels", "NOT wheel"), ("wheels or flags", "wheel OR flag"), ("or boat or", "boat"),
+    ("(cat OR bird) AND NOT night", "cat OR bird AND NOT night"), ("fish, wheel or flag", "fish"), ("boat not", "boat"),
+    ("", ""), ("things and areas", ""), ("not or without", ""), ("<b>boat</b>", "boat"), (", boat", ""), ("boat\x00", "boat"),
+])
+def test_a_description_is_read_as_a_formula(text, formula):
+    assert said_formula(text) == formula
+
+
+@pytest.mark.parametrize("text, formula, same", [
+    ("red things", "red", True), ("red boat", "red", False), ("boat not night", "boat AND NOT night", True), ("boat by day", "boat AND NOT night", True),
+    ("flags or wheels", "wheel OR flag", True), ("wheels and flags", "wheel OR flag", False), ("cats or birds by day", "(cat OR bird) AND day", True),
+    ("bird or cat not night", "(cat OR bird) AND day", True), ("boat or night and boat", "boat", True), ("not boat", "boat", False),
+    ("boat or not boat", "boat", False), ("things", "boat", False), ("ship", "boat", False), ("day or night", "day", False),
+    (" ".join(CONCEPTS), "boat", False), ("boat " * 100, "boat", True),
+])
+def test_right_is_what_means_the_same(text, formula, same):
+    assert means(text, formula) is same
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_people_write_of_a_formula_means_it(seed):
+    from neuronbench.embedded.networks import network_formulas, wordings
+
+    formulas = network_formulas(seed)
+    for number, formula in enumerate(formulas):
+        assert all(means(text, formula) for text in wordings(formula, number)), formula
+        assert means(formula.lower(), formula)
+
+
+def test_formulas_of_other_concepts_mean_something_else():
+    from neuronbench.embedded.target import PLANTED
+
+    for one, other in itertools.permutations(PLANTED, 2):
+        assert not means(one, other), (one, other)
+
+
+def test_marks_leave_out_unknown_units_and_count_silence_as_wrong(here):
+    import pandas as pd
+
+    table = pd.DataFrame({"layer": ["fc", "fc", "fc", "conv1"], "unit": [0, 1, 2, 0], "description": ["a boat", None, "houses", "boat"]})
+    marks = here.marked(table)
+    assert marks.right.tolist() == [True, False, False] and marks.truth.tolist() == ["boat", "house", "tree"] and marks.right.dtype == bool
+    assert here.marked(table[:0]).right.dtype == bool
+    everything = here.truth.assign(score=1.0, method="the truth").drop(columns="kind")
+    assert here.marked(everything[["layer", "unit", "description", "score", "method"]]).right.all()
+
+
+def test_annotations_are_the_masks_of_the_images(here):
+    masks = here.annotations.masks(3, (128, 128))
+    assert here.annotations.images is here.images and len(here.annotations) == len(here.images)
+    assert {concept for of in masks.values() for concept in of} == set(here.masks(3))
 
 
 def test_claims_are_true_as_sets_say():
@@ -233,14 +289,14 @@ def test_within_a_class_no_concept_tells_how_high_the_score_is(drawn):
     import torch
 
     from neuronbench.embedded.target import SceneNet
-    from neuronbench.embedded.training import class_features, even_classes
+    from neuronbench.embedded.training import fc_features, even_classes
 
     torch.manual_seed(0)
     net = SceneNet().eval()
     even_classes(net, drawn, weight=0, least=5)
-    before = largest_gap(net, drawn, class_features(net, drawn)[0])
+    before = largest_gap(net, drawn, fc_features(net, drawn)[0])
     even_classes(net, drawn, weight=1000, least=5)
-    assert largest_gap(net, drawn, class_features(net, drawn)[0]) < 0.3 * before
+    assert largest_gap(net, drawn, fc_features(net, drawn)[0]) < 0.3 * before
 
 
 def largest_gap(net, drawn, features):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'CODES', 'FILLERS', 'pixel_codes', 'main_mask', 'Glimpse', 'glimpses', 'thing_phrase', 'view_caption',
-           'simplified', 'random_box']
+           'simplified', 'random_box', 'seen_words']
 
 # %% ../../nbs/embedded/07_captions.ipynb #4638507b
 from dataclasses import dataclass
@@ -167,3 +167,30 @@ def random_box(
     left, top, right, bottom = (int(edge) for edge in np.clip(edges, 0, SIZE))
     left, top = min(left, SIZE - 8), min(top, SIZE - 8)
     return left, top, max(right, left + 8), max(bottom, top + 8)
+
+# %% ../../nbs/embedded/07_captions.ipynb #seencode
+def seen_words(
+    scene: Scene,  # what was drawn
+    codes: np.ndarray,  # (128, 128) from `pixel_codes`
+    box: tuple,  # left, top, right, bottom of the view
+) -> tuple:
+    """(clear, possible): the words that are true of the view, and those that may pass. All others are false of it.
+
+    Each is three tuples: words of the first thing, of the last, and of the setting and the time.
+    """
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    seen = sorted(glimpses(scene, codes, box), key=lambda glimpse: scene.things.index(glimpse.thing))
+    ground, empty = _surroundings(scene, codes, box)
+    ends = seen[0], seen[-1]
+    clear = [_words(glimpse, lambda what, pixels: _clear(what, pixels, area), _KIND_SHARE) for glimpse in ends]
+    possible = [_words(glimpse, lambda what, pixels: pixels > 0, 0) for glimpse in ends]
+    around = lambda of_ground, of_empty: (scene.setting,) * bool(ground > of_ground) + (scene.time,) * bool(empty > of_empty)
+    return (*clear, around(_GROUND_SHARE, _EMPTY_SHARE)), (*possible, around(0, 0))
+
+
+def _words(glimpse, shown, kind_share):
+    """The words of a thing that are shown, by a function of what it is and its pixels."""
+    thing = glimpse.thing
+    named = (thing.kind, *thing.shapes) if shown("thing", glimpse.pixels) and glimpse.share >= kind_share else ()
+    parts = tuple(part for part, pixels in glimpse.parts.items() if shown("part", pixels))
+    return named + parts + tuple(getattr(thing, name) for name in ("colour", "texture") if shown(name, getattr(glimpse, name)))

@@ -7,6 +7,7 @@ __all__ = ['GRID', 'DrawnScenes', 'draw_scenes', 'views', 'fit', 'layer_matrices
 
 # %% ../../nbs/embedded/08_fitting.ipynb #2f80d6f0
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,30 +34,31 @@ class DrawnScenes:
         return len(self.scenes)
 
 
-def _draw(scene):
+def _draw(formulas, scene):
     image, masks = render(scene)
-    planted = np.stack([evaluate_formula(formula, masks) for formula in PLANTED])
+    planted = np.stack([evaluate_formula(formula, masks) for formula in formulas])
     step = SIZE // GRID
-    cover = planted.reshape(len(PLANTED), GRID, step, GRID, step).mean((2, 4)) * 255
+    cover = planted.reshape(len(formulas), GRID, step, GRID, step).mean((2, 4)) * 255
     return image.transpose(2, 0, 1), cover.astype(np.uint8), pixel_codes(scene, masks)
 
 
-def _draw_batch(scenes):
-    return [torch.from_numpy(np.stack(drawn)) for drawn in zip(*map(_draw, scenes))]
+def _draw_batch(formulas, scenes):
+    return [torch.from_numpy(np.stack(drawn)) for drawn in zip(*(_draw(formulas, scene) for scene in scenes))]
 
 
 def draw_scenes(
     scenes: Scenes,  # the data set to draw
     workers: int = 2,  # processes that draw
+    formulas: tuple = PLANTED,  # what the planted units respond to
 ) -> DrawnScenes:
     """Draw a whole data set in parallel, with a progress bar."""
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
     images = torch.empty(len(scenes), 3, SIZE, SIZE, dtype=torch.uint8)
-    cover = torch.empty(len(scenes), len(PLANTED), GRID, GRID, dtype=torch.uint8)
+    cover = torch.empty(len(scenes), len(formulas), GRID, GRID, dtype=torch.uint8)
     codes = torch.empty(len(scenes), SIZE, SIZE, dtype=torch.uint8)
-    drawing = DataLoader([*scenes.scenes], 64, num_workers=workers, collate_fn=_draw_batch)
+    drawing = DataLoader([*scenes.scenes], 64, num_workers=workers, collate_fn=partial(_draw_batch, formulas))
     start = 0
     with tqdm(total=len(scenes), desc="drawing scenes", unit="scene") as bar:
         for batch in drawing:

@@ -85,13 +85,16 @@ UNITS = 64  # of layer3
 class SceneNet(nn.Module):
     """The target network of the embedded world: (B, 3, 128, 128) images in 0..1 to (B, class) scores."""
 
-    def __init__(self):
+    def __init__(
+        self,
+        units: int = UNITS,  # of layer3
+    ):
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(3, 24, 5, 2, 2, bias=False), nn.BatchNorm2d(24), nn.ReLU())
         self.layer1 = nn.Sequential(Block(24, 48, 2))
         self.layer2 = nn.Sequential(Block(48, 64, 2), Block(64, 64))
-        self.layer3 = nn.Sequential(Block(64, 64), Block(64, 64), nn.Conv2d(64, UNITS, 1), nn.ReLU())
-        self.fc = nn.Linear(UNITS, len(KINDS))
+        self.layer3 = nn.Sequential(Block(64, 64), Block(64, 64), nn.Conv2d(64, units, 1), nn.ReLU())
+        self.fc = nn.Linear(units, len(KINDS))
 
     def forward(self, images):
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_LENGTH', 'vocabulary', 'save_tokenizer', 'clip_config', 'save_clip', 'untrained_clip', 'Claim',
-           'caption_claim', 'word_claim', 'phrase_claim', 'foreign_claim', 'scene_words', 'claims_true']
+           'caption_claim', 'word_claim', 'phrase_claim', 'foreign_claim', 'view_claim', 'word_table', 'scene_words',
+           'claims_true']
 
 # %% ../../nbs/embedded/06_tools.ipynb #87fbfd5b
 import json
@@ -129,17 +130,34 @@ def foreign_claim(
     """A word as a claim that is true of no scene."""
     return Claim(word, possible=False)
 
+
+def view_claim(
+    text: str,  # from `view_caption`
+) -> Claim:
+    """What a caption says of a view into a scene as a claim."""
+    around = frozenset(word for word in text.split() if word in SETTINGS or word in TIMES)
+    things = tuple(frozenset(word for word in of_thing.split() if word in CONCEPTS) - around for of_thing in text.split(" beside "))
+    return Claim(text, things, around)
+
 # %% ../../nbs/embedded/06_tools.ipynb #5f620937
+def word_table(
+    words,  # of each picture: the words of the first thing, of the last, of the setting and the time
+) -> np.ndarray:
+    """(N, 3, C) float32: 1 for the words of each."""
+    words = list(words)
+    column = {concept: number for number, concept in enumerate(CONCEPTS)}
+    table = np.zeros((len(words), 3, len(CONCEPTS)), np.float32)
+    for row, of_picture in zip(table, words):
+        for slot, concepts in enumerate(of_picture):
+            row[slot, [column[concept] for concept in concepts]] = 1
+    return table
+
+
 def scene_words(
     scenes,  # sequence of N Scene
 ) -> np.ndarray:
     """(N, 3, C) float32: the words of the first thing, of the second (a copy of the first where there is none), of the scene."""
-    column = {concept: number for number, concept in enumerate(CONCEPTS)}
-    words = np.zeros((len(scenes), 3, len(CONCEPTS)), np.float32)
-    for row, scene in zip(words, scenes):
-        for slot, concepts in enumerate((scene.things[0].concepts, scene.things[-1].concepts, (scene.setting, scene.time))):
-            row[slot, [column[concept] for concept in concepts]] = 1
-    return words
+    return word_table((scene.things[0].concepts, scene.things[-1].concepts, (scene.setting, scene.time)) for scene in scenes)
 
 
 def claims_true(

@@ -31,7 +31,7 @@ class LayerActivations:
         layer: str,  # dotted name
         pool: str = "mean",  # over the positions of a map, "mean" or "max"
     ):
-        self.target = Target(target.model, [layer], target.preprocess, device=target.device)
+        self.target = target.at(layer)
         self.pool = choose(pool, ("mean", "max"), "pooling")
         self.fingerprint = content_key(self.target.fingerprint, self.pool)  # once: it reads all weights
         self._store = ContentStore(cache_folder("activations") / f"{self.fingerprint}.sqlite")

@@ -141,7 +141,7 @@ def activation_vectors(
 ) -> np.ndarray:
     """(n, unit) float32: a layer's activations at random positions of its maps or tokens, without vectors that are not finite."""
     source = recording.target
-    target, chance = Target(source.model, [layer], source.preprocess, device=source.device), np.random.default_rng(seed)
+    target, chance = source.at(layer), np.random.default_rng(seed)
     images = recording[layer].image.values
     images = np.sort(chance.permutation(images)[:count]).tolist()
     per_image, found = max(1, round(count / len(images))), []

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from ..basics import content_key
 from .images import BadImage, ProbingSet
 from .recording import Recording, _checked_unit, _decoded
-from .target import Target
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
 def _ranked(
@@ -90,9 +89,7 @@ def _kept_maps(recording, layer, units, wanted, images):
     group, name = recording.group, f"exemplars/{content_key(layer, units, wanted)}"
     if name in group and group[name].attrs.get("complete"):
         return group[name][:]
-    target = recording.target
-    single = Target(target.model, [layer], target.preprocess, device=target.device)
-    maps = _gathered(single, images, wanted, units)
+    maps = _gathered(recording.target.at(layer), images, wanted, units)
     if maps is not None:
         _keep(group, name, maps)
     return maps

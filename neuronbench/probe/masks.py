@@ -20,7 +20,7 @@ from .annotations import Annotations
 from .exemplars import _BATCH, _batches, _maps
 from .recording import _decoded
 from .seen import Seen
-from .target import Target, pooled
+from .target import pooled
 
 # %% ../../nbs/probe/10_masks.ipynb #3d9566bc
 def unit_masks(
@@ -168,8 +168,7 @@ def mask_batches(
 
     Errors: BadImage for an image that could be read when it was recorded and cannot be now; KeyError for the layer.
     """
-    whole = recording.target
-    target = Target(whole.model, [choose(layer, recording.layers, "layer")], whole.preprocess, device=whole.device)
+    target = recording.target.at(choose(layer, recording.layers, "layer"))
     positions = recording[layer].image.values.tolist() if images is None else list(images)
     looked = _Looked(recording.images, source, target)
     decoded = _decoded(looked, target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)

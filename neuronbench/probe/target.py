@@ -349,6 +349,13 @@ class Target(_Libraries):
         """{layer: its output}: maps (B, U, h, w), vectors (B, U) or tokens (B, T, U), on the target's device."""
         return self.collect(batch, torch.clone)
 
+    def at(
+        self,
+        layer: str,  # dotted name
+    ):
+        """The same network with one layer of interest. Errors: KeyError for an unknown layer."""
+        return Target(self.model, [layer], self.preprocess, self.classes, self.device)
+
     @property
     def fingerprint(self) -> str:
         return content_key(_model_key(self.model), self.layers, self.preprocess)
