@@ -48,6 +48,7 @@ _MODULE_OF = {
     "FALCON": "describe.falcon",
     "ablated": "evaluate.ablation",
     "unit_ablation": "evaluate.ablation",
+    "leaderboard": "evaluate.leaderboard",
     "world": "embedded.world",
     "browse": "widgets.browser",
     "card": "widgets.grid",

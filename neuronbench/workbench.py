@@ -19,7 +19,6 @@ from .describe.falcon import FALCON
 from .describe.invert import INVERT
 from .describe.network_dissection import NetworkDissection
 from .describe.patch_vocabulary import PatchVocabulary
-from .embedded.annotations import scene_annotations
 from .embedded.scenes import KINDS
 from .embedded.vocabulary import class_features
 from .embedded.world import world
@@ -92,7 +91,7 @@ class Workbench:
         known, store = world(), store or cache_folder("recordings") / "world.zarr"
         models = {name: getattr(known, name) for name in MODELS}
         words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
-        masks = {"annotations": scene_annotations(known.scenes, known.images), "concept_labels": known.concept_labels}
+        masks = {"annotations": known.annotations, "concept_labels": known.concept_labels}
         return cls(known.target, known.images, store, truth=known.truth, **words, **masks, **models)
 
     @cached_property
