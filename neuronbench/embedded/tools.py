@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_LENGTH', 'vocabulary', 'save_tokenizer', 'clip_config', 'save_clip', 'untrained_clip', 'Claim',
-           'caption_claim', 'word_claim', 'phrase_claim', 'foreign_claim', 'view_claim', 'word_table', 'scene_words',
-           'claims_true']
+           'caption_claim', 'word_claim', 'phrase_claim', 'foreign_claim', 'view_claim', 'word_table', 'whole_words',
+           'scene_words', 'claims_true']
 
 # %% ../../nbs/embedded/06_tools.ipynb #87fbfd5b
 import json
@@ -153,11 +153,18 @@ def word_table(
     return table
 
 
+def whole_words(
+    scene: Scene,
+) -> tuple:
+    """The words of its first thing, of its last (the first again where there is one), of its setting and time."""
+    return scene.things[0].concepts, scene.things[-1].concepts, (scene.setting, scene.time)
+
+
 def scene_words(
     scenes,  # sequence of N Scene
 ) -> np.ndarray:
     """(N, 3, C) float32: the words of the first thing, of the second (a copy of the first where there is none), of the scene."""
-    return word_table((scene.things[0].concepts, scene.things[-1].concepts, (scene.setting, scene.time)) for scene in scenes)
+    return word_table(map(whole_words, scenes))
 
 
 def claims_true(

@@ -23,7 +23,7 @@ from .rendering import TRAINING_SEED, Scenes
 from .scenes import CONCEPTS, KINDS, concept_labels
 from .target import PLANTED_UNITS, UNITS, SceneNet, save_target
 from .tools import caption_claim, claims_true, foreign_claim, phrase_claim, save_clip, untrained_clip
-from .tools import view_claim, vocabulary, word_claim, word_table
+from .tools import view_claim, vocabulary, whole_words, word_claim, word_table
 
 # %% ../../nbs/embedded/12_training.ipynb #177b7859
 def map_loss(
@@ -183,8 +183,7 @@ def batch_words(
     words = []
     for position, box in zip(positions, boxes):
         scene = drawn.scenes[position]
-        whole = (scene.things[0].concepts, scene.things[-1].concepts, (scene.setting, scene.time))
-        words.append((whole, whole) if box == WHOLE else seen_words(scene, drawn.codes[position].numpy(), box))
+        words.append((whole_words(scene),) * 2 if box == WHOLE else seen_words(scene, drawn.codes[position].numpy(), box))
     return tuple(word_table(of) for of in zip(*words))
 
 
