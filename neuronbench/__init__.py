@@ -45,6 +45,7 @@ _MODULE_OF = {
     "PatchVocabulary": "describe.patch_vocabulary",
     "NetworkDissection": "describe.network_dissection",
     "CompositionalExplanations": "describe.compositional",
+    "MILAN": "describe.milan",
     "FALCON": "describe.falcon",
     "ablated": "evaluate.ablation",
     "unit_ablation": "evaluate.ablation",

@@ -155,6 +155,8 @@ def check_method(arguments):
     needs = NEEDS[choose(arguments.method, METHODS, "method")]
     if arguments.network == "world" and arguments.broden:
         raise ValueError("the world has its own images and masks: leave out --broden")
+    if arguments.method == "milan" and arguments.network != "world":
+        raise ValueError("milan needs a region captioner and its encoder, which no option names: use nb.MILAN in Python, or --network world")
     if "annotations" in needs and not arguments.broden and arguments.network != "world":
         raise ValueError(f"{arguments.method} needs images with masks: give --broden FOLDER instead of --images or --dataset")
 
@@ -260,7 +262,7 @@ def train(
     held_out=2000,  # how many to be measured on
 ):
     """Train the embedded world's models from scratch and print how well they came out."""
-    from neuronbench.embedded.training import train_world
+    from neuronbench.embedded.train_world import train_world
     from neuronbench.embedded.world import World, evaluate_world
     from neuronbench.probe.recording import record
 
@@ -299,7 +301,7 @@ def _add_describe(one):
     one.add_argument("--dataset", help="a Hugging Face data set, instead of --images")
     one.add_argument("--split", default="test")
     one.add_argument("--broden", metavar="FOLDER", help="images with masks in Broden's layout, instead of --images; for network-dissection and compositional")
-    one.add_argument("--method", default="clip-dissect", help="clip-dissect, describe-and-dissect, falcon, patch-vocabulary, invert, network-dissection or compositional")
+    one.add_argument("--method", default="clip-dissect", help="clip-dissect, describe-and-dissect, milan, falcon, patch-vocabulary, invert, network-dissection or compositional")
     one.add_argument("--captions", metavar="FILE", help="a caption corpus for falcon, one caption a line")
     one.add_argument("--clip", metavar="NAME", help="an open_clip name or a local folder, instead of ViT-B-16")
     one.add_argument("--clip-pretrained", default="openai", help="an open_clip tag or a checkpoint's path")

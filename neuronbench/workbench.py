@@ -17,6 +17,7 @@ from .describe.describe_and_dissect import DescribeAndDissect
 from .describe.descriptions import COLUMNS, replaced
 from .describe.falcon import FALCON
 from .describe.invert import INVERT
+from .describe.milan import MILAN
 from .describe.network_dissection import NetworkDissection
 from .describe.patch_vocabulary import PatchVocabulary
 from .embedded.scenes import KINDS
@@ -37,6 +38,7 @@ METHODS = {
     "clip-dissect": CLIPDissect,
     "describe-and-dissect": DescribeAndDissect,
     "patch-vocabulary": PatchVocabulary,
+    "milan": MILAN,
     "falcon": FALCON,
     "invert": INVERT,
     "network-dissection": NetworkDissection,
@@ -46,6 +48,7 @@ NEEDS = {
     "clip-dissect": ("clip", "concepts"),
     "describe-and-dissect": ("captioner", "chat", "painter", "clip"),
     "patch-vocabulary": ("clip", "chat", "vocabulary"),
+    "milan": ("region_captioner", "region_encoder"),
     "falcon": ("clip", "captions"),
     "invert": ("labels",),
     "network-dissection": ("annotations",),
@@ -76,20 +79,23 @@ class Workbench:
         annotations=None,  # Annotations of the images for Network Dissection and compositional explanations
         captions=None,  # caption corpus for FALCON: a text file or a list
         vocabulary=None,  # {class: phrases} for PatchVocabulary; the chat model is asked for the classes that it lacks
+        region_captioner=None,  # RegionCaptioner for MILAN
+        region_encoder=None,  # the StageFeatures that it was trained with
         truth=None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
         **models,  # clip, captioner, chat, painter; those that are missing are the ones in `MODELS`
     ):
         for name in models:
             choose(name, MODELS, "model")
         self.target, self.images, self.store, self.truth = target, images, store, truth
-        self._held = {"concepts": concepts, "labels": concept_labels, "annotations": annotations, "captions": captions, "vocabulary": vocabulary, **models}
+        words = {"concepts": concepts, "captions": captions, "vocabulary": vocabulary, "labels": concept_labels}
+        self._held = {**words, "annotations": annotations, "region_captioner": region_captioner, "region_encoder": region_encoder, **models}
         self.descriptions, self.failures = pd.DataFrame(columns=COLUMNS), []
 
     @classmethod
     def demo(cls, store=None):
         """The embedded world on the bench, with its models, its concept set and its labels; recorded once per machine."""
         known, store = world(), store or cache_folder("recordings") / "world.zarr"
-        models = {name: getattr(known, name) for name in MODELS}
+        models = {name: getattr(known, name) for name in (*MODELS, "region_captioner", "region_encoder")}
         words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
         masks = {"annotations": known.annotations, "concept_labels": known.concept_labels}
         return cls(known.target, known.images, store, truth=known.truth, **words, **masks, **models)

@@ -103,6 +103,6 @@ def test_what_people_write_means_what_was_planted(number):
 
 def test_annotations_name_every_unit_three_times():
     table = network_annotations(1)
-    assert list(table.columns) == ["layer", "unit", "summary"]
-    assert (table.groupby(["layer", "unit"]).summary.nunique() == 3).all()
+    assert list(table.columns) == ["layer", "unit", "description"]
+    assert (table.groupby(["layer", "unit"]).description.nunique() == 3).all()
     assert set(network_formulas(1)[: len(CONCEPTS)]) == set(CONCEPTS)

@@ -108,6 +108,7 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 # %% what needs torch
 from neuronbench.embedded import tools, training  # noqa: E402
 from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
+from neuronbench.embedded.train_world import train_world  # noqa: E402
 from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, world  # noqa: E402
 
 
@@ -244,7 +245,7 @@ def test_nothing_shown_was_trained_on(here):
 
 def test_training_writes_a_world_that_loads_and_repeats_itself(tmp_path):
     for name in "ab":
-        training.train_world(tmp_path / name, seed=5, scenes=64, epochs=2, workers=0, device="cpu")
+        train_world(tmp_path / name, seed=5, scenes=64, epochs=2, workers=0, device="cpu")
     rebuilt = World(tmp_path / "a", scenes=4)
     assert rebuilt.clip.embed_images(rebuilt.images).shape[0] == 4 and rebuilt.target.classes == list(KINDS)
     for path in (tmp_path / "a").rglob("*.safetensors"):

@@ -6,8 +6,6 @@
 __all__ = ['Augmented', 'augment']
 
 # %% ../../nbs/describe/08_augmentation.ipynb #bf1dd721
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +15,8 @@ import pandas as pd
 from ..basics import content_key
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps, cut
-from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
-from ..probe.seen import Seen
+from ..probe.regions import exemplar_pictures
 
 # %% ../../nbs/describe/08_augmentation.ipynb #96154e03
 def _boxes(
@@ -35,21 +32,6 @@ def _boxes(
             for row, pairs in shown.items()}
 
 # %% ../../nbs/describe/08_augmentation.ipynb #98cb8428
-def _exemplars_and_pictures(recording, layer, units, k, size):
-    """(Exemplars, {position: square PIL image of what the network saw}); an image that is opened for its maps is not opened again."""
-    seen, pictures = Seen(recording.images, recording.target), {}
-
-    def opened(position):
-        image = recording.images[position]
-        pictures[position] = seen.part(image).resize((size, size))
-        return image
-
-    best = exemplars(recording, layer, units, k, ProbingSet(opened, recording.images.ids, str))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(opened, set(best.images[best.images >= 0].tolist()) - set(pictures)))
-    return best, pictures
-
-
 def _record_crops(recording, look, pictures, wanted, size, watch):
     """{(image, box): (U,) activations of all units} of the distinct crops `wanted`."""
     keys = [content_key("seen crop", recording.fingerprint, image, box, size) for image, box in wanted]
@@ -119,7 +101,7 @@ def augment(
 
     Each distinct crop is seen once by the target, in full batches, ever.
     """
-    best, pictures = _exemplars_and_pictures(recording, layer, units, k, size)
+    best, pictures = exemplar_pictures(recording, layer, units, k, size)
     boxes = _boxes(best, size, crops)
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
     look = look or LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])

@@ -77,6 +77,20 @@ class World:
         return ScenePainter()
 
     @cached_property
+    def region_encoder(self):
+        """The `StageFeatures` that MILAN sees with: the stages of the CLIP's image tower."""
+        from neuronbench.foundation.region_captioner import StageFeatures
+
+        return StageFeatures.from_clip(self.clip)
+
+    @cached_property
+    def region_captioner(self):
+        """The `RegionCaptioner` that MILAN writes with, trained on the units of six other networks of the world."""
+        from neuronbench.foundation.region_captioner import RegionCaptioner
+
+        return RegionCaptioner.load(self.weights / "milan")
+
+    @cached_property
     def truth(self):
         """DataFrame of the units with a known meaning: layer, unit, kind, description, concepts, formula."""
         return truth()

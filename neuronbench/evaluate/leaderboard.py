@@ -19,6 +19,7 @@ from ..describe.describe_and_dissect import DescribeAndDissect
 from ..describe.descriptions import joined_frames
 from ..describe.falcon import FALCON
 from ..describe.invert import INVERT
+from ..describe.milan import MILAN
 from ..describe.network_dissection import NetworkDissection
 from ..describe.patch_vocabulary import PatchVocabulary
 from ..embedded.vocabulary import VocabularyTable
@@ -29,6 +30,7 @@ WORLD_METHODS = {  # name: the method with a world's tools
     "clip-dissect": lambda world: CLIPDissect(world.clip, world.concepts),
     "describe-and-dissect": lambda world: DescribeAndDissect(world.captioner, world.chat, world.painter, world.clip),
     "patch-vocabulary": lambda world: PatchVocabulary(world.clip, VocabularyTable()),
+    "milan": lambda world: MILAN(world.region_captioner, world.region_encoder),
     "falcon": lambda world: FALCON(world.clip, world.captions),
     "falcon crop=None": lambda world: FALCON(world.clip, world.captions, crop=None),
     "invert": lambda world: INVERT(world.concept_labels),

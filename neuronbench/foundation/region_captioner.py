@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAD', 'START', 'STOP', 'UNKNOWN', 'masked_mean', 'StageFeatures', 'split_words', 'word_list', 'word_numbers',
-           'Speaker', 'Phrase', 'RegionCaptioner', 'train_region_captioner']
+           'Speaker', 'Phrase', 'RegionCaptioner', 'train_region_captioner', 'train_by_network']
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc03
 import json
@@ -32,7 +32,10 @@ def masked_mean(
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc07
 class StageFeatures:
-    """A frozen convolutional network as the eyes of a region captioner. `fingerprint`: a hash of weights, stages and preprocessing.
+    """A frozen convolutional network as the eyes of a region captioner.
+
+    `learnt`: a hash of weights and stages, by which a captioner knows its encoder under any version of the libraries; `fingerprint`: one
+    of everything that shapes the features.
 
     Errors: AttributeError of torch for a stage that the network does not have.
     """
@@ -47,7 +50,8 @@ class StageFeatures:
         self.device = torch.device(device or best_device())
         self.network, self.stages, self.preprocess = network.to(self.device).eval(), tuple(stages), preprocess
         self.modules = [network.get_submodule(stage) for stage in self.stages]
-        self.fingerprint = content_key(network.state_dict(), repr(network), self.stages, repr(preprocess))
+        self.learnt = content_key(network.state_dict(), self.stages)
+        self.fingerprint = content_key(self.learnt, repr(network), repr(preprocess))
 
     @classmethod
     def from_torchvision(
@@ -327,7 +331,7 @@ def _allowed(said, done, last):
 def train_region_captioner(
     features: np.ndarray,  # (U, M, F) float32: M regions of each unit
     descriptions: list,  # for each unit, a list of str
-    encoder: str,  # fingerprint of the `StageFeatures`
+    encoder: str,  # `learnt` of the `StageFeatures`
     held_out=None,  # (unit,) bool: units that are not trained on; the pass in which they have the least loss is kept
     regions: int = 15,  # drawn of the M at each step
     hidden: int = 512,
@@ -403,3 +407,17 @@ def _stepped(optimizer, models, loss):
 def _measured(models, loss_of, examples, size):
     models.eval()
     return float(np.mean([loss_of(part).item() for part in _parts(examples, size)]))
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #rcnet1
+def train_by_network(
+    networks: list,  # for each network a pair (features (U, M, F), for each unit a list of str)
+    encoder: StageFeatures,
+    **settings,  # of `train_region_captioner`
+) -> tuple:
+    """(RegionCaptioner, losses) as of `train_region_captioner`, of all networks but the last, which is held out. Errors: ValueError for fewer than two."""
+    if len(networks) < 2:
+        raise ValueError(f"{len(networks)} networks: expected at least two, as the last one is held out")
+    features = np.concatenate([features for features, _ in networks])
+    descriptions = [own for _, texts in networks for own in texts]
+    held_out = np.arange(len(features)) >= len(features) - len(networks[-1][0])
+    return train_region_captioner(features, descriptions, encoder.learnt, held_out, **settings)
