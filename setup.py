@@ -23,7 +23,7 @@ setup(
     package_data={"neuronbench": ["widgets/*.js", "widgets/*.css", "embedded/weights/**/*", "lessons/*.ipynb"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("hub", "autoencoder", "dev")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("hub", "autoencoder", "study", "dev")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

@@ -33,6 +33,8 @@ _MODULE_OF = {
     "LocalChat": "foundation.local_chat",
     "Consensus": "foundation.consensus",
     "Painter": "foundation.painter",
+    "Segmenter": "foundation.segmenter",
+    "CLIPSegmenter": "foundation.segmenter",
     "similarity": "describe.similarity",
     "scoring": "describe.scoring",
     "concept_set": "describe.concepts",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'demo', 'save_results', 'lessons', 'lab', 'load_target', 'load_images', 'load_models', 'load_chat',
-           'check_method', 'describe', 'leaderboard', 'local_models', 'hub_answer', 'doctor', 'train', 'parser', 'main',
-           'run']
+           'load_segmenter', 'check_method', 'describe', 'leaderboard', 'local_models', 'hub_answer', 'doctor', 'train',
+           'parser', 'main', 'run']
 
 # %% ../nbs/03_cli.ipynb #4c33d121
 import argparse
@@ -146,6 +146,15 @@ def load_chat(
         return Consensus()
     return LocalChat(name) if Path(name).is_dir() else Chat(name, base_url=url)
 
+
+def load_segmenter(
+    name: str,  # on the hub, or a folder
+):
+    """The segmentation model of that name. Errors: those of `Segmenter`."""
+    from neuronbench.foundation.segmenter import Segmenter
+
+    return Segmenter(name)
+
 # %% ../nbs/03_cli.ipynb #7f78fe31
 def check_method(arguments):
     """Errors: KeyError naming the nearest method; ValueError for a method that needs masks and has none, and for images beside the world's."""
@@ -153,12 +162,14 @@ def check_method(arguments):
     from neuronbench.workbench import METHODS, NEEDS
 
     needs = NEEDS[choose(arguments.method, METHODS, "method")]
-    if arguments.network == "world" and arguments.broden:
-        raise ValueError("the world has its own images and masks: leave out --broden")
+    if arguments.network == "world" and (arguments.broden or arguments.segmenter):
+        raise ValueError("the world has its own images and masks: leave out --broden and --segmenter")
+    if arguments.segmenter and "annotations" not in needs:
+        raise ValueError(f"{arguments.method} looks at no masks: leave out --segmenter")
     if arguments.method == "milan" and arguments.network != "world":
         raise ValueError("milan needs a region captioner and its encoder, which no option names: use nb.MILAN in Python, or --network world")
-    if "annotations" in needs and not arguments.broden and arguments.network != "world":
-        raise ValueError(f"{arguments.method} needs images with masks: give --broden FOLDER instead of --images or --dataset")
+    if "annotations" in needs and not (arguments.broden or arguments.segmenter) and arguments.network != "world":
+        raise ValueError(f"{arguments.method} needs masks: give --broden FOLDER instead of --images or --dataset, or --segmenter NAME beside them")
 
 
 def describe(arguments):
@@ -166,6 +177,7 @@ def describe(arguments):
     from neuronbench.workbench import Workbench
 
     check_method(arguments)
+    settings = {"segmenter": load_segmenter(arguments.segmenter)} if arguments.segmenter else {}
     if arguments.network == "world":
         bench = Workbench.demo(store=arguments.store)
     else:
@@ -175,7 +187,7 @@ def describe(arguments):
         words = {"concepts": concepts, "captions": arguments.captions}
         bench = Workbench(target, images, store=arguments.store, annotations=annotations, **words, **load_models(arguments))
     for layer in arguments.layer:
-        found = bench.describe(layer, method=arguments.method, units=arguments.units)
+        found = bench.describe(layer, method=arguments.method, units=arguments.units, **settings)
         print(found.to_string(index=False, max_rows=40))
         for failure in bench.failures:
             print(f"{failure['layer']} unit {failure['unit']} has no description: {failure['reason']}", file=sys.stderr)
@@ -301,6 +313,7 @@ def _add_describe(one):
     one.add_argument("--dataset", help="a Hugging Face data set, instead of --images")
     one.add_argument("--split", default="test")
     one.add_argument("--broden", metavar="FOLDER", help="images with masks in Broden's layout, instead of --images; for network-dissection and compositional")
+    one.add_argument("--segmenter", metavar="NAME", help="a segmentation model that draws the masks of --images or --dataset: a hub name or a local folder")
     one.add_argument("--method", default="clip-dissect", help="clip-dissect, describe-and-dissect, milan, falcon, patch-vocabulary, invert, network-dissection or compositional")
     one.add_argument("--captions", metavar="FILE", help="a caption corpus for falcon, one caption a line")
     one.add_argument("--clip", metavar="NAME", help="an open_clip name or a local folder, instead of ViT-B-16")

@@ -49,7 +49,11 @@ def test_describe_writes_a_csv_and_cards(photographs, tmp_path):
     (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--broden", "y"], "one of --images FOLDER"),
     (["--network", "torchvision:resnet18", "--layer", "layer1", "--broden", "/no/such/folder"], "no file 'category.csv' in '/no/such/folder'"),
     (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "network-dissection"], "give --broden FOLDER"),
-    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "compositional"], "give --broden FOLDER"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "compositional"], "or --segmenter NAME"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--segmenter", "y"], "clip-dissect looks at no masks"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--segmenter", "/no/folder", "--method", "compositional"], "no folder '/no/folder'"),
+    (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "x", "--method", "milan"], "nb.MILAN in Python"),
+    (["--network", "world", "--layer", "layer3", "--method", "compositional", "--segmenter", "x"], "leave out --broden and --segmenter"),
     (["--network", "world", "--layer", "layer3", "--broden", "x"], "leave out --broden"),
     (["--network", "world", "--layer", "layer3", "--method", "network-disection"], "did you mean 'network-dissection'"),
     (["--network", "torchvision:resnet18", "--layer", "layer1", "--images", "/no/such/folder"], "/no/such/folder"),
@@ -122,6 +126,23 @@ def test_masks_in_brodens_layout_are_read_from_the_command_line(method, tmp_path
     assert cli.main([*arguments, "--method", method, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
     assert table.unit.tolist() == [3, 5] and all(any(word in text for word in ("boat", "sea-s", "room-s")) for text in table.description)
+
+
+@pytest.mark.parametrize("method", ["network-dissection", "compositional"])
+def test_a_segmentation_model_draws_the_masks(method, tmp_path, capsys):
+    import tiny_models
+
+    photographs, chance = tmp_path / "photographs", np.random.default_rng(0)
+    photographs.mkdir()
+    for number in range(12):
+        Image.fromarray(chance.integers(0, 255, (8, 8, 3), np.uint8)).resize((80, 80)).save(photographs / f"{number}.png")
+
+    folder = tiny_models.segformer(tmp_path / "segmenter")
+    torch.manual_seed(0)
+    arguments = ["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "3", "5", "--images", str(photographs), "--cards", "0"]
+    assert cli.main([*arguments, "--method", method, "--segmenter", str(folder), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
+    assert table.unit.tolist() == [3, 5] and all(any(word in text for word in tiny_models.LABELS.values()) for text in table.description)
 
 
 def test_the_leaderboard_is_printed_and_written(monkeypatch, tmp_path, capsys):

@@ -163,3 +163,42 @@ def stable_diffusion_xl(folder, seed=0):
         text_encoder_2=_seeded(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)), seed + 1), tokenizer_2=_clip_tokenizer(),
         scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"), add_watermarker=False)
     return _saved(folder, pipeline)
+
+
+def _segmenting(folder, processor, build, seed):
+    from transformers import AutoModelForSemanticSegmentation
+
+    return _saved(folder, _seeded(lambda: AutoModelForSemanticSegmentation.from_config(build), seed), processor)
+
+
+LABELS = {0: "background", 1: "red", 2: "green", 3: "boat"}
+
+
+def segformer(folder, seed=0, **config):
+    """SegformerForSemanticSegmentation with four labels, 32x32 images, answers of 8x8."""
+    from transformers import SegformerConfig, SegformerImageProcessor
+
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+    return _segmenting(folder, SegformerImageProcessor(size={"height": 32, "width": 32}), SegformerConfig(**sizes, id2label=LABELS, **config), seed)
+
+
+def mobilevit(folder, seed=0):
+    """MobileViTForSemanticSegmentation, whose processor cuts the middle 32x32 out of 48x48."""
+    from transformers import MobileViTConfig, MobileViTImageProcessor
+
+    sizes = {"image_size": 32, "hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 8, 8, 8, 8, 8, 16], "num_attention_heads": 2, "aspp_out_channels": 8}
+    crop = MobileViTImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32}, do_center_crop=True)
+    return _segmenting(folder, crop, MobileViTConfig(**sizes, id2label=LABELS), seed)
+
+
+def clipseg(folder, seed=0):
+    """CLIPSegForImageSegmentation with its processor, 32x32 images."""
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
+
+    words = tokenizer()
+    layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+    text = dict(layers, vocab_size=len(words), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    config = CLIPSegConfig(text_config=text, vision_config=dict(layers, image_size=32, patch_size=8), projection_dim=32,
+                           extract_layers=[0, 1, 2], reduce_dim=16, decoder_num_attention_heads=2, decoder_intermediate_size=32)
+    processor = CLIPSegProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), words)
+    return _saved(folder, _seeded(lambda: CLIPSegForImageSegmentation(config), seed, spread=2.0), processor)

@@ -13,6 +13,7 @@ from .chat import save_chat, train_chat
 from .fitting import draw_scenes
 from .networks import train_world_milan
 from .rendering import TRAINING_SEED, Scenes
+from .segmenter import save_segmenter, train_segmenter
 from .target import save_target
 from .tools import save_clip
 from .training import train_clip, train_target
@@ -39,6 +40,8 @@ def train_world(
     save_captioner(folder / "captioner", captioner)
     chat, _ = train_chat(drawn, round(0.4 * epochs * scenes), seed, device)
     save_chat(folder / "chat", chat)
+    segmenter, _ = train_segmenter(drawn, 9 / 16 * epochs, seed, device)
+    save_segmenter(folder / "segmenter", segmenter)
     encoder = StageFeatures.from_clip(CLIP(str(folder / "clip"), device=device))
     milan, _ = train_world_milan(encoder, round(0.3 * scenes), 0.75 * epochs, seed, workers, device)
     milan.save(folder / "milan")

@@ -19,7 +19,7 @@ from .captions import simplified
 from .chat import summary_request
 from .painter import ScenePainter, known_words
 from .rendering import HELD_OUT_SEED, Scenes
-from .scenes import COLOURS, CONCEPTS, KINDS, caption
+from .scenes import CATEGORIES, COLOURS, CONCEPTS, KINDS, caption
 from .target import evaluate_formula, formula_concepts, load_target, truth
 from .tools import scene_words
 
@@ -75,6 +75,13 @@ class World:
     def painter(self):
         """A `ScenePainter`: the renderer of scenes, reading a phrase."""
         return ScenePainter()
+
+    @cached_property
+    def segmenter(self):
+        """A `Segmenter`: a SegFormer trained on scenes, which gives all concepts of each position."""
+        from neuronbench.foundation.segmenter import Segmenter
+
+        return Segmenter(str(self.weights / "segmenter"), CATEGORIES, batch_size=64)
 
     @cached_property
     def region_encoder(self):

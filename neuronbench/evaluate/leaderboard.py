@@ -36,6 +36,7 @@ WORLD_METHODS = {  # name: the method with a world's tools
     "invert": lambda world: INVERT(world.concept_labels),
     "invert length=1": lambda world: INVERT(world.concept_labels, length=1),
     "network-dissection": lambda world: NetworkDissection(world.annotations),
+    "network-dissection segmenter": lambda world: NetworkDissection(segmenter=world.segmenter),
     "network-dissection share=0.02": lambda world: NetworkDissection(world.annotations, share=0.02),
     "compositional": lambda world: CompositionalExplanations(world.annotations),
 }
