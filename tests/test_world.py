@@ -106,7 +106,7 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 
 
 # %% what needs torch
-from neuronbench.embedded import tools, training  # noqa: E402
+from neuronbench.embedded import tools  # noqa: E402
 from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
 from neuronbench.embedded.train_world import train_world  # noqa: E402
 from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, world  # noqa: E402
