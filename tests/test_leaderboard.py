@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from neuronbench.describe.descriptions import describe_frame
 from neuronbench.embedded.world import World
-from neuronbench.evaluate.leaderboard import UNIT_KINDS, WORLD_METHODS, leaderboard, plot_leaderboard, summed_up, text_agreement, unit_answers, wide_table, world_methods
+from neuronbench.evaluate.leaderboard import UNIT_KINDS, WORLD_METHODS, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table, world_methods
 from neuronbench.probe.recording import record
 
 
@@ -85,12 +85,6 @@ def test_the_best_stands_first_and_every_kind_is_drawn(here, recording):
     figure = plot_leaderboard(board)
     assert [axis.get_title().split()[0] for axis in figure.axes] == list(UNIT_KINDS)
     assert [bar.get_width() for bar in figure.axes[0].patches] == table["exact", "class"][::-1].tolist()
-
-
-def test_agreement_is_of_meanings_in_lower_case_and_nothing_without_words(here):
-    cosines = text_agreement(here.clip, ["Boat AND NOT Night", "boat", None, np.nan], ["boat and not night"] * 4)
-    assert cosines[0] == pytest.approx(1, abs=1e-5) and cosines[1] < cosines[0] and cosines[2:].tolist() == [0, 0]
-    assert text_agreement(here.clip, [], []).shape == (0,) and text_agreement(here.clip, [None], ["boat"]).tolist() == [0]
 
 
 def test_only_what_is_asked_for_is_built():
