@@ -35,7 +35,7 @@ class Studio:
     """
 
     painter: object  # Painter, or anything with `paint` and `fingerprint`
-    clip: object
+    clip: object | None  # None: no embeddings
     activations: LayerActivations  # of the layer
     count: int = 10  # images of each prompt
     group: int = 16  # prompts painted before the pictures are looked at and let go
@@ -43,7 +43,7 @@ class Studio:
 
     def __post_init__(self):
         made = content_key(self.painter.fingerprint, self.count)
-        self._seen = content_key(made, self.activations.fingerprint), content_key(made, self.clip.fingerprint)
+        self._seen = [content_key(made, one.fingerprint) for one in (self.activations, self.clip) if one is not None]
         self._store = ContentStore(cache_folder("activations") / "painted.sqlite")
 
     def look(
@@ -51,7 +51,7 @@ class Studio:
         prompts,  # texts
         watch=None,  # callable: (prompts done, prompts to do), called after each group; what it raises stops the work
     ) -> dict:
-        """{prompt: (activations (n, U), embeddings (n, dim))}; n is less than `count` where images are missing."""
+        """{prompt: (activations (n, U), embeddings (n, dim))}, without the embeddings if there is no CLIP; n is less than `count` where images are missing."""
         found, prompts = {}, list(dict.fromkeys(prompts))
         known = self._store.get([key for prompt in prompts for key in self._keys(prompt)])
         for prompt in prompts:
@@ -71,7 +71,7 @@ class Studio:
         """{prompt: (activations, embeddings)} of prompts that are not known; what was painted is kept."""
         painted = self._paint(prompts)
         images = [image for own in painted for image in own]
-        both = (self.activations(images), self.clip.embed_images(images, progress=False))
+        both = [self.activations(images)] + ([] if self.clip is None else [self.clip.embed_images(images, progress=False)])
         ends = np.cumsum([len(own) for own in painted])[:-1]
         looked = dict(zip(prompts, zip(*(np.split(values, ends) for values in both), strict=True), strict=True))
         lasting = {prompt: seen for prompt, seen in looked.items() if prompt not in self.problems}
