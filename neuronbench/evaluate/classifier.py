@@ -22,7 +22,7 @@ def nearest_units(
     pairs = [(text, name) for name in classes for text in texts]
     cosines = np.mean([text_cosine(model)(*zip(*pairs)) for model in models], axis=0) if pairs else []
     near = pd.DataFrame(pairs, columns=["description", "class"]).assign(similarity=np.round(cosines, 6))
-    joined = descriptions.merge(near)
+    joined = near.merge(descriptions)
     best = joined[joined.similarity == joined.groupby(["method", "class"]).similarity.transform("max")]
     return best[["method", "class", "layer", "unit", "description", "similarity"]].reset_index(drop=True)
 

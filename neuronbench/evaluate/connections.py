@@ -16,29 +16,28 @@ def joining_weights(
     network,  # torch module
     second: str,  # dotted name of a linear or convolutional module, whose units are the second layer
     units: tuple,  # (of the first layer, of the second): how many units both have
+    positions: int = 1,  # of each unit's map, where the second layer reads flattened maps, such as 36 for 6 x 6
 ) -> np.ndarray:
     """(second unit, first unit) float32: the weight of each connection, summed over the kernel of a convolution and over the positions of a flattened map.
 
     Errors: AttributeError of torch for a module that is not there; ValueError for one without such a matrix, naming those that have one.
     """
     weight = getattr(network.get_submodule(second), "weight", None)
-    joined = None if weight is None else _by_unit(weight.detach().float().cpu().numpy(), units)
+    joined = None if weight is None else _by_unit(weight.detach().float().cpu().numpy(), units, positions)
     if joined is None:
-        fitting = [name for name, module in network.named_modules() if getattr(module, "weight", None) is not None and _by_unit(module.weight.detach(), units) is not None]
+        fitting = [name for name, module in network.named_modules() if getattr(module, "weight", None) is not None and _by_unit(module.weight.detach(), units, positions) is not None]
         shape = "no weight" if weight is None else f"a weight of shape {tuple(weight.shape)}"
-        raise ValueError(f"{second!r} has {shape}: expected {units[1]} x {units[0]}, the units of both layers; modules that have it: {', '.join(fitting) or 'none'}. "
+        raise ValueError(f"{second!r} has {shape}: expected {units[1]} x {positions * units[0]}, the units of both layers; modules that have it: {', '.join(fitting) or 'none'}. "
                          "Between residual blocks, record the convolution that reads the first layer, and compare with that")
     return joined
 
 
-def _by_unit(weight, units):
+def _by_unit(weight, units, positions):
     """The weight as (second, first), or None if it does not fit."""
     first, second = units
-    if weight.ndim not in (2, 4) or weight.shape[0] != second:
+    if weight.ndim not in (2, 4) or weight.shape[:2] != (second, first * positions):
         return None
-    if weight.ndim == 4 or weight.shape[1] == first:
-        return weight.reshape(second, first, -1).sum(-1) if weight.shape[1] == first else None
-    return weight.reshape(second, first, -1).sum(-1) if weight.shape[1] % first == 0 else None
+    return weight.reshape(second, first, -1).sum(-1)
 
 # %% ../../nbs/evaluate/08_connections.ipynb #con09
 def connections(
@@ -49,6 +48,7 @@ def connections(
     model,  # CLIP, Sentences, or anything with `embed_texts`
     strongest: int = 5,  # units of the first layer with the largest weights
     seed: int = 0,  # of the random units
+    positions: int = 1,  # see `joining_weights`
 ) -> pd.DataFrame:
     """Columns layer, unit, method, joined, random: mean text cosines, for each described unit of the second layer, with those units of the first that are described.
 
@@ -56,7 +56,7 @@ def connections(
     """
     given = described_units(descriptions, recording)
     counts = tuple(recording[layer].sizes["unit"] for layer in (first, second))
-    weights = joining_weights(recording.target.model, second, counts)
+    weights = joining_weights(recording.target.model, second, counts, positions)
     parts = [_compared(rows, weights, method, first, second, model, strongest, seed) for method, rows in given.groupby("method", sort=False)]
     return pd.concat(parts, ignore_index=True)
 

@@ -50,7 +50,7 @@ def faithfulness(
     rows = recording[given.layer[0]].image.values
     if len(rows) < seen + 2 * top:
         raise ValueError(f"{len(rows)} images: expected at least {seen + 2 * top}, to leave out {seen} and compare {top} with {top} others")
-    fits = clip.embed_images(recording.images, rows) @ clip.embed_texts([prompt.format(text) for text in texts]).T
+    fits = clip.embed_images(recording.images, rows) @ clip.embed_texts([prompt.format(text) for text in texts], progress=False).T
     scores = [_held_out(fits[:, texts.index(row.description)], recording[row.layer].values[:, row.unit], seen, top, seed) for row in given.itertuples()]
     return pd.concat([given, pd.DataFrame(scores)], axis=1)
 

@@ -1,0 +1,257 @@
+"""CoSy, faithfulness, the classifier and connections: against scipy, scikit-learn and hand-worked cases; bad input of each."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+import neuronbench as nb
+from neuronbench.evaluate.agreement import described_units, summary, unit_values
+from neuronbench.evaluate.classifier import class_detection, nearest_units
+from neuronbench.evaluate.connections import connection_summary, connections, joining_weights
+from neuronbench.evaluate.faithfulness import faithfulness, prediction_scores
+from neuronbench.evaluate.synthesis import CLOSE_UP, auc, mean_activation_difference, synthesis
+from neuronbench.probe.target import Target
+
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+HOSTILE = "<script>alert('x')</script> {0} {}"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
+
+
+class Colours(torch.nn.Module):
+    """Units of `maps` like red, green, blue, nothing, and are NaN where it is green; `head` adds red and green, and green and blue."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.head = torch.nn.Identity(), torch.nn.Linear(5, 2)
+        self.head.weight.data = torch.tensor([[3.0, 2.0, -1.0, 0.0, 0.0], [-1.0, 2.0, 3.0, 0.0, 0.0]])
+
+    def forward(self, batch):
+        broken = torch.where(batch[:, 1].mean((1, 2)) > 0.6, torch.nan, 1.0)
+        maps = self.maps(torch.cat([batch, torch.full_like(batch[:, :1], 0.5), broken[:, None, None, None].expand(-1, 1, *batch.shape[2:])], 1))
+        return self.head(maps.nan_to_num().mean((2, 3)))
+
+
+def preprocess(image):
+    return torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)
+
+
+def flat(colour, light):
+    return Image.new("RGB", (8, 8), tuple(round(255 * light * part) for part in colour))
+
+
+class ColourModel:
+    """A CLIP and a sentence model that knows three colours."""
+
+    fingerprint, device = "colours", "cpu"
+
+    def embed_images(self, images, indices=None, progress=True):
+        return self._unit([np.asarray(images[int(index)], float).mean((0, 1)) for index in (range(len(images)) if indices is None else indices)])
+
+    def embed_texts(self, texts, progress=True):
+        return self._unit([[100.0 * (name in text) for name in COLOURS] for text in texts])
+
+    def _unit(self, rows):
+        vectors = np.array(rows, float).reshape(-1, 3) + 1e-3
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class FlatPainter:
+    """Paints the colour that a prompt names; nothing for black, and raises for a bomb."""
+
+    fingerprint = "flat"
+
+    def __init__(self):
+        self.asked = []
+
+    def paint(self, prompts, count=10, progress=True):
+        self.asked += prompts
+        if any("bomb" in prompt for prompt in prompts):
+            raise RuntimeError("out of memory")
+        return [[] if "black" in prompt else [flat(self._colour(prompt), 0.5 + number / 2 / count) for number in range(count)] for prompt in prompts]
+
+    def _colour(self, prompt):
+        return next((colour for name, colour in COLOURS.items() if name in prompt), (1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def recording():
+    images = [flat(colour, light) for light in np.linspace(0.1, 0.9, 20) for colour in COLOURS.values()]
+    return nb.record(Target(Colours(), ["maps", "head"], preprocess, device="cpu"), nb.ProbingSet.from_images(images), progress=False)
+
+
+def described(*rows, method="A", layer="maps"):
+    return pd.DataFrame([(layer, unit, text, 1.0, method) for unit, text in rows], columns=["layer", "unit", "description", "score", "method"])
+
+
+# what all share
+
+def test_units_and_columns_that_are_not_there_are_named(recording):
+    for wrong, error, sentence in ((described((9, "red")), ValueError, "no unit 9"), (described((0, "red"), layer="mops"), KeyError, "did you mean 'maps'"),
+                                   (described((0, "red")).drop(columns="unit"), ValueError, "missing: unit")):
+        with pytest.raises(error, match=sentence):
+            described_units(wrong, recording)
+
+
+def test_empty_descriptions_are_left_out_and_the_first_of_several_counts(recording):
+    table = described((0, "red"), (0, "blue"), (1, None), (2, "  "), (3, HOSTILE))
+    assert described_units(table, recording).description.tolist() == ["red", HOSTILE]
+    assert len(synthesis(table.iloc[2:4], recording, FlatPainter(), 2)) == 0 == len(faithfulness(table.iloc[2:4], recording, ColourModel(), 5, 5))
+
+
+def test_every_measure_is_summed_up(recording):
+    table = synthesis(pd.concat([described((0, "red"), (1, "green")), described((0, "blue"), method="B")]), recording, FlatPainter(), 4)
+    long = unit_values(table, ["AUC", "MAD"])
+    assert list(long.columns) == ["layer", "unit", "method", "measure", "value"] and len(long) == 6
+    means = summary(long).set_index(["measure", "method"])["mean"]
+    assert means["AUC", "A"] == pytest.approx(table[table.method == "A"].AUC.mean()) and means["AUC", "A"] > means["AUC", "B"]
+
+
+# CoSy
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.lists(st.integers(-3, 3), min_size=1, max_size=12))
+def test_auc_counts_pairs(painted, controls):
+    pairs = [(one > other) + 0.5 * (one == other) for one in painted for other in controls]
+    assert auc(np.array(painted), np.array(controls)) == pytest.approx(np.mean(pairs))
+    assert auc(np.array(painted), np.array(controls)) == pytest.approx(1 - auc(np.array(controls), np.array(painted)))
+
+
+def test_mad_is_in_standard_deviations_of_the_controls():
+    assert mean_activation_difference(np.array([5.0, 7.0]), np.array([1.0, 3.0])) == 4
+    assert np.isnan(mean_activation_difference(np.array([5.0]), np.array([2.0, 2.0]))) and np.isnan(mean_activation_difference(np.array([]), np.array([1.0, 2.0])))
+
+
+def test_cosy_is_what_its_parts_give(recording):
+    [row] = synthesis(described((0, "red")), recording, FlatPainter(), 6).itertuples()
+    painted = np.array([np.asarray(image)[0, 0, 0] / 255 for image in FlatPainter().paint([CLOSE_UP.format("red")], 6)[0]])
+    controls = recording["maps"].values[:, 0]
+    assert row.painted == 6 and row.AUC == pytest.approx(auc(painted, controls)) and row.MAD == pytest.approx(mean_activation_difference(painted, controls), rel=1e-5)
+
+
+def test_each_phrase_is_painted_once(recording):
+    painter = FlatPainter()
+    synthesis(pd.concat([described((0, "red"), (1, "red")), described((2, "red"), method="B")]), recording, painter, 3)
+    assert painter.asked == [CLOSE_UP.format("red")]
+    synthesis(described((1, "red")), recording, painter, 3)
+    assert len(painter.asked) == 1
+
+
+def test_units_and_painters_that_give_nothing_say_why(recording):
+    found = synthesis(described((0, "black"), (1, "a bomb"), (4, "red"), (3, "red"), (2, "Ein blaues Haus, blue")), recording, FlatPainter(), 3).set_index("unit")
+    assert found.AUC.isna().tolist() == [True, True, True, False, False]
+    assert "no image" in found.reason[0] and "out of memory" in found.reason[1] and "not finite" in found.reason[4] and found.reason[2] == ""
+    assert found.AUC[3] == 0.5 and np.isnan(found.MAD[3])
+
+
+# faithfulness
+
+def test_scores_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    activations = rng.normal(size=60)
+    predicted = activations + rng.normal(size=60)
+    found = prediction_scores(predicted, activations, 10, np.random.default_rng(1))
+    assert found["Pearson"] == pytest.approx(stats.pearsonr(predicted, activations)[0]) and found["Spearman"] == pytest.approx(stats.spearmanr(predicted, activations)[0])
+    assert prediction_scores(activations, activations, 10, rng)["top against random"] == 1 and prediction_scores(-activations, activations, 10, rng)["Pearson"] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(["predicted", "activations"], [(np.arange(20), np.ones(20)), (np.ones(20), np.arange(20)), (np.arange(9), np.arange(9))])
+def test_what_cannot_be_predicted_has_no_score(predicted, activations):
+    assert all(np.isnan(value) for value in prediction_scores(predicted * 1.0, activations * 1.0, 5, np.random.default_rng(0)).values())
+
+
+def test_right_words_predict_and_exemplars_are_held_out(recording):
+    model = ColourModel()
+    found = faithfulness(described((0, "red"), (1, "red"), (3, "red"), (4, "red")), recording, model, seen=5, top=10).set_index("unit")
+    assert found["top against random"][0] > 0.95 > 0.5 > found["Pearson"][1] and found.loc[[3, 4], "Pearson"].isna().all()
+    rest = np.argsort(-recording["maps"].values[:, 0], kind="stable")[5:]
+    fits = model.embed_images(recording.images) @ model.embed_texts(["red"])[0]
+    assert found["Pearson"][0] == pytest.approx(stats.pearsonr(fits[rest], recording["maps"].values[rest, 0])[0])
+    pd.testing.assert_frame_equal(faithfulness(described((0, "red")), recording, model, 5, 10), faithfulness(described((0, "red")), recording, model, 5, 10))
+
+
+def test_too_few_images_to_hold_out(recording):
+    with pytest.raises(ValueError, match="60 images: expected at least 215"):
+        faithfulness(described((0, "red")), recording, ColourModel())
+
+
+# classifier
+
+def test_the_nearest_unit_detects_the_class(recording):
+    labels = pd.DataFrame({name: [(position % 3) == number for position in range(60)] for number, name in enumerate(COLOURS)})
+    found = class_detection(described((0, "red"), (1, "green"), (2, "blue")), recording, labels, [ColourModel()])
+    assert found["class"].tolist() == list(COLOURS) and found.description.tolist() == list(COLOURS) and found.units.tolist() == [(("maps", unit),) for unit in range(3)]
+    expected = [roc_auc_score(labels[name], recording["maps"].values[:, unit]) for unit, name in enumerate(COLOURS)]
+    assert found.AUROC.tolist() == pytest.approx(expected)
+
+
+def test_units_equally_near_count_by_their_mean(recording):
+    labels = pd.DataFrame({"red": [(position % 3) == 0 for position in range(60)]})
+    [row] = class_detection(described((0, "red"), (1, "red"), (4, "red")), recording, labels, [ColourModel()]).itertuples()
+    each = [roc_auc_score(labels.red, recording["maps"].values[:, unit]) for unit in (0, 1)]
+    assert row.units == (("maps", 0), ("maps", 1)) and row.AUROC == pytest.approx(np.mean(each))
+
+
+def test_the_mean_of_several_models_decides():
+    class Other(ColourModel):
+        def embed_texts(self, texts, progress=True):
+            return np.array([[1.0, 0.0] if text in ("red", "reddish blue") else [0.0, 1.0] for text in texts])
+
+    table = described((0, "red blue"), (1, "reddish blue"))
+    assert nearest_units(table, ["red"], [ColourModel()]).unit.tolist() == [0, 1]
+    assert nearest_units(table, ["red"], [ColourModel(), Other()]).unit.tolist() == [1]
+
+
+def test_classes_without_images_and_labels_of_others(recording):
+    labels = pd.DataFrame({"red": np.zeros(60, bool), "green": np.ones(60, bool)})
+    assert class_detection(described((0, "red")), recording, labels, [ColourModel()]).AUROC.isna().all()
+    with pytest.raises(ValueError, match="labels of 3 images.*60"):
+        class_detection(described((0, "red")), recording, labels.head(3), [ColourModel()])
+
+
+# connections
+
+def test_weights_of_linear_and_convolutional_layers_by_unit():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 2))
+    kernel, matrix = network[0].weight.detach().numpy(), network[3].weight.detach().numpy()
+    assert np.allclose(joining_weights(network, "0", (3, 4)), kernel.sum((2, 3)))
+    assert np.allclose(joining_weights(network, "3", (4, 2), positions=9), matrix.reshape(2, 4, 9).sum(2))
+
+
+def test_layers_without_one_matrix_name_what_could_be_recorded():
+    from torchvision.models import resnet18
+
+    network = resnet18(weights=None)
+    with pytest.raises(ValueError, match="'layer4' has no weight.*layer4.0.conv1.*record the convolution"):
+        joining_weights(network, "layer4", (256, 512))
+    with pytest.raises(ValueError, match="shape \\(1000, 512\\): expected 1000 x 256.*none"):
+        joining_weights(network, "fc", (256, 1000))
+    with pytest.raises(AttributeError, match="layer9"):
+        joining_weights(network, "layer9", (256, 512))
+
+
+def test_joined_units_are_compared_with_others(recording):
+    table = pd.concat([described((0, "red"), (1, "green"), (2, "blue"), (3, "red")), described((0, "red"), (1, "blue"), layer="head")])
+    found = connections(table, recording, "maps", "head", ColourModel(), strongest=2)
+    model = ColourModel()
+    first, head = model.embed_texts(["red", "green", "blue", "red"]), model.embed_texts(["red", "blue"])
+    assert found.joined.tolist() == pytest.approx([(head[0] @ first[[0, 1]].T).mean(), (head[1] @ first[[2, 1]].T).mean()])
+    assert found.random.tolist() == pytest.approx([(head[0] @ first[[2, 3]].T).mean(), (head[1] @ first[[0, 3]].T).mean()])
+    [row] = connection_summary(found).itertuples()
+    gap = found.joined - found.random
+    assert (row.difference, row.error, row.effect) == pytest.approx((gap.mean(), stats.sem(gap), gap.mean() / gap.std()))
+
+
+def test_too_few_described_units_are_said(recording):
+    table = pd.concat([described((0, "red")), described((0, "red"), layer="head")])
+    with pytest.raises(ValueError, match="A describes 1 units of 'head' and 1 of 'maps': expected at least 1 and 4"):
+        connections(table, recording, "maps", "head", ColourModel(), strongest=2)
