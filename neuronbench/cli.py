@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'demo', 'save_results', 'lessons', 'lab', 'load_target', 'load_images', 'load_models', 'load_chat',
            'load_segmenter', 'check_method', 'describe', 'leaderboard', 'local_models', 'hub_answer', 'doctor', 'train',
-           'parser', 'main', 'run']
+           'serve_study', 'parser', 'main', 'run']
 
 # %% ../nbs/03_cli.ipynb #4c33d121
 import argparse
@@ -282,6 +282,26 @@ def train(
     print(evaluate_world(fresh, record(fresh.target, fresh.images)).to_string(index=False))
     print(f"Written: {folder}. neuronbench.embedded.world.World({str(folder)!r}) loads it.")
 
+# %% ../nbs/03_cli.ipynb #stdy1
+def serve_study(
+    folder,  # of the study, as Study.design makes it
+    host="127.0.0.1",
+    port=8866,
+) -> int:
+    """Print each rater's link and serve the study until it is interrupted; returns the server's exit status. Errors: FileNotFoundError."""
+    from neuronbench.evaluate.study import Study
+    from neuronbench.widgets.rating import serve
+
+    study = Study(folder)
+    for row in study.links(f"http://{host}:{port}").merge(study.progress()).itertuples():
+        print(f"{row.rater} ({row.answered} of {row.asked} answered): {row.link}", flush=True)
+    server = serve(folder, host, port)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        server.terminate()
+        return server.wait()
+
 # %% ../nbs/03_cli.ipynb #0a8b4ca4
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
@@ -296,6 +316,11 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("leaderboard", help="every method on every unit of the embedded world whose meaning is known")
     one.add_argument("--out", metavar="FILE", default="neuronbench-leaderboard.csv", help="the table, a row for each method and kind of unit")
     one.add_argument("--methods", metavar="NAMES", help="with commas between them, such as clip-dissect,invert; all if not given")
+    study = commands.add_parser("study", help="a human study").add_subparsers(dest="action", required=True)
+    one = study.add_parser("serve", help="show it to its raters, each by a link of their own")
+    one.add_argument("folder", help="of the study")
+    one.add_argument("--host", default="127.0.0.1", help="this machine's address; other than loopback, others can reach it")
+    one.add_argument("--port", type=int, default=8866)
     world = commands.add_parser("world", help="the embedded world").add_subparsers(dest="action", required=True)
     train = world.add_parser("train", help="rebuild its scenes and models on a CPU, in under an hour")
     train.add_argument("--folder", default="neuronbench-world", help="where the weights go; the package's own are left alone")
@@ -350,4 +375,6 @@ def run(arguments):
         return describe(arguments)
     if arguments.command == "leaderboard":
         return leaderboard(arguments.out, arguments.methods and arguments.methods.split(","))
+    if arguments.command == "study":
+        return serve_study(arguments.folder, arguments.host, arguments.port)
     return train(arguments.folder, arguments.seed)

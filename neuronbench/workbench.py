@@ -28,9 +28,11 @@ from .foundation.chat import Chat
 from .foundation.clip import CLIP
 from .foundation.consensus import Consensus
 from .foundation.painter import Painter
+from .evaluate.agreement import summary
 from .probe.recording import record
 from .widgets.browser import browse
 from .widgets.grid import card
+from .widgets.report import write_report
 from .widgets.tuners import tune
 
 # %% ../nbs/02_workbench.ipynb #d88d9e5b
@@ -89,7 +91,7 @@ class Workbench:
         self.target, self.images, self.store, self.truth = target, images, store, truth
         words = {"concepts": concepts, "captions": captions, "vocabulary": vocabulary, "labels": concept_labels}
         self._held = {**words, "annotations": annotations, "region_captioner": region_captioner, "region_encoder": region_encoder, **models}
-        self.descriptions, self.failures = pd.DataFrame(columns=COLUMNS), []
+        self.descriptions, self.failures, self._settings = pd.DataFrame(columns=COLUMNS), [], {}
 
     @classmethod
     def demo(cls, store=None):
@@ -122,7 +124,9 @@ class Workbench:
         """
         choose(layer, self.recording.layers, "layer")
         units = range(self.recording[layer].sizes["unit"]) if units is None else units
-        found = self.method(method, **settings)(self.recording, self.images, units={layer: units})
+        method = self.method(method, **settings)
+        found = method(self.recording, self.images, units={layer: units})
+        self._settings |= {f"{name} of {layer}": repr(method) for name in found.method.unique()}
         self.descriptions = replaced(self.descriptions, found)
         self.failures = found.attrs.get("failures", [])
         return found
@@ -144,3 +148,14 @@ class Workbench:
         method = self.method("describe-and-dissect", **settings)
         chats = {"Consensus": Consensus(), **(chats or {})}
         return tune(method, self.recording, self.images, layer, unit, self.truth, chats, scorings)
+
+    def report(self, path="neuronbench-report.html", layers=None, values=None, **options):
+        """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.
+
+        `values`: DataFrame layer, unit, method, measure, value, of any evaluations; their means are compared with 95 % intervals.
+        `options`: `title`, `k` and `quantile` of `write_report`. Errors: ValueError if there is no description to report on.
+        """
+        shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
+        failures = [one for one in self.failures if layers is None or one["layer"] in layers]
+        comparison = None if values is None else summary(values)
+        return write_report(path, self.recording, shown, comparison, failures, self._settings, **options)
