@@ -1,0 +1,174 @@
+"""The study as raters see it: two of them at once in Chromium, the server killed in the middle and started again, hostile text, edited links."""
+
+import socket
+import time
+import urllib.error
+import urllib.request
+
+import pandas as pd
+import pytest
+from browser_lab import FLAGS, find_chromium
+from playwright.sync_api import expect, sync_playwright
+from test_study import HOSTILE, recording  # noqa: F401
+
+from neuronbench import cli
+from neuronbench.evaluate.study import Session, Study
+from neuronbench.widgets.rating import Rating, rating_page, serve
+
+
+def described(units=3):
+    texts = {"A": HOSTILE, "B": "red things", "C": "{{ 7 * 7 }} \u05e9\u05dc\u05d5\u05dd"}
+    rows = [("0", unit, f"{text} {unit}", 1.0, method) for unit in range(units) for method, text in texts.items()]
+    return pd.DataFrame(rows, columns=["layer", "unit", "description", "score", "method"])
+
+
+@pytest.fixture
+def study(recording, tmp_path):  # noqa: F811
+    return Study.design(tmp_path / "study", described(), recording, raters=2, per_unit=2)
+
+
+def tokens(study):
+    return study.links().link.str.partition("=")[2].tolist()
+
+
+def click(rating, number, ratings, best, complete=True, place=None):
+    rating._clicked(None, {"click": number, "place": rating.place if place is None else place, "ratings": ratings, "best": best, "complete": complete}, [])
+
+
+def test_the_page_shows_what_is_kept(study):
+    rating = Rating(Session(study.folder, tokens(study)[0]))
+    assert rating.count == 3 and rating.place == 0 and len(rating.texts) == 3 and bytes(rating.sheet[:2]) == b"\xff\xd8"
+    click(rating, 1, [4, None, None], None, complete=False)
+    assert rating.ratings == [4, None, None] and rating.kept == 1 and rating.place == 0
+    click(rating, 2, [4, 2, 1], 0)
+    assert rating.place == 1 and rating.ratings == [None] * 3
+    rating._clicked(None, {"back": True}, [])
+    assert rating.place == 0 and rating.ratings == [4, 2, 1] and rating.best == 0
+    for number in range(3):
+        click(rating, 3 + number, [1, 2, 3], 2, place=number)
+    assert rating.place == 3 and rating.texts == [] and study.progress().answered.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("content", [{}, {"click": 1}, {"click": 1, "place": 99, "ratings": [1, 2, 3], "best": 0, "complete": True},
+                                     {"click": 1, "place": 0, "ratings": [1, 2, HOSTILE], "best": 0, "complete": True}])
+def test_what_a_page_may_not_send_is_not_kept(study, content):
+    rating = Rating(Session(study.folder, tokens(study)[0]))
+    rating._clicked(None, content, [])
+    assert rating.problem.startswith("not kept") and rating.kept == 0 and len(study.responses()) == 0
+
+
+def test_edited_links_are_told_nothing(study):
+    for query in ("", "rater=", "rater=abc", f"rater={tokens(study)[0]}x", f"token={tokens(study)[0]}"):
+        assert rating_page(study.folder, query).value == "this link is not valid: ask whoever sent it for the whole link"
+
+
+def test_serving_what_is_no_study_ends_in_one_sentence(tmp_path, capsys):
+    assert cli.main(["study", "serve", str(tmp_path)]) == 2
+    assert "no study.sqlite" in capsys.readouterr().err
+
+
+# in the browser
+
+class Served:
+    """The study on a loopback port; `kill` ends the server by its id as a power cut would, `start` starts it again at the same address."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.terminate()
+        self.server.wait(30)
+
+    def start(self, seconds=60):
+        self.server = serve(self.folder, port=self.port)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert self.server.poll() is None, "Voila ended"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/voila/static/nothing", timeout=2)
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.3)
+        raise TimeoutError(f"Voila did not answer within {seconds} s")
+
+    def kill(self):
+        self.server.kill()
+        self.server.wait(30)
+
+
+@pytest.fixture
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def visit(chromium, link):
+    page = chromium.new_context(viewport={"width": 1000, "height": 900}).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(link)
+    page.wait_for_selector(".nb-rating .nb-count, .nb-rating .nb-done")
+    return page
+
+
+def rate_by_keyboard(page, keys="5↓3↓1b", wait_for=None):
+    """Press keys on the page; "↓" is the arrow. A digit rates the current description."""
+    page.locator(".nb-rating").focus()
+    for name in keys:
+        page.keyboard.press({"↓": "ArrowDown", "↑": "ArrowUp", "⏎": "Enter"}.get(name, name))
+    if wait_for:
+        expect(page.locator(".nb-count")).to_have_text(wait_for)
+
+
+def test_two_raters_at_once_and_a_server_that_dies(study, chromium, tmp_path):
+    with Served(study.folder) as served:
+        links = study.links(f"http://127.0.0.1:{served.port}").link.tolist()
+        ada, bob = (visit(chromium, link) for link in links)
+        alerts = []
+        ada.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+        shown = ada.locator(".nb-rating tbody th").all_inner_texts()
+        assert sorted(shown) == sorted(Session(study.folder, tokens(study)[0]).question(0)["texts"])
+        assert any(HOSTILE in text for text in shown) and ada.locator(".nb-rating tbody img").count() == 0 and not alerts
+        rate_by_keyboard(ada, "5↓3↓1↑↑b⏎", "2 of 3")
+        rate_by_keyboard(bob, "2↓4↓4b⏎", "2 of 3")
+        rate_by_keyboard(ada, "4↓2")
+        expect(ada.locator(".nb-status")).to_have_text("saved")
+        ada.screenshot(path=tmp_path / "rating.png")
+        served.kill()
+        rate_by_keyboard(ada, "↓5")
+        expect(ada.locator(".nb-status")).to_contain_text("not saved", timeout=15_000)
+        assert study.progress().answered.tolist() == [1, 1]
+        served.start()
+        ada, bob = (visit(chromium, link) for link in links)
+        expect(ada.locator(".nb-count")).to_have_text("2 of 3")
+        ticked = ada.locator(".nb-rating tbody tr").evaluate_all("rows => rows.map(row => [...row.querySelectorAll('input')].findIndex(input => input.checked) + 1)")
+        assert ticked == [4, 2, 0]
+        rate_by_keyboard(ada, "↓↓1↑↑b⏎", "3 of 3")
+        assert bob.locator(".nb-rating input:checked").count() == 0
+        for page in (ada, bob):
+            while page.locator(".nb-count").count():
+                before = page.locator(".nb-count").inner_text()
+                rate_by_keyboard(page, "1↓2↓3b⏎")
+                page.wait_for_function("before => document.querySelector('.nb-count')?.innerText !== before", arg=before)
+            expect(page.locator(".nb-done")).to_contain_text("Thank you")
+    table = study.responses()
+    assert study.progress().answered.tolist() == [3, 3] and len(table) == 18 and table.groupby(["rater", "unit"]).best.sum().eq(1).all()
+    first = [(row.rating, row.best) for row in table[table.rater == "rater 1"].itertuples()]
+    assert sorted(first[:3], reverse=True) == [(5, True), (3, False), (1, False)]
+
+
+def test_an_edited_link_shows_one_sentence(study, chromium):
+    with Served(study.folder) as served:
+        page = chromium.new_page()
+        page.goto(f"http://127.0.0.1:{served.port}/?rater={tokens(study)[0][:-1]}", timeout=60_000)
+        expect(page.locator(".widget-label, .jupyter-widgets.widget-label").first).to_contain_text("this link is not valid", timeout=60_000)
+        assert page.locator(".nb-rating").count() == 0 and "Traceback" not in page.content()
