@@ -1,0 +1,50 @@
+"""The report: nothing from outside, text as text, units without words, and what cannot be reported."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser_lab import FLAGS, find_chromium
+from playwright.sync_api import expect, sync_playwright
+from test_study import HOSTILE, recording  # noqa: F401
+
+from neuronbench.widgets.report import write_report
+
+
+def described(*rows):
+    return pd.DataFrame([("0", unit, text, 0.5, method) for unit, text, method in rows], columns=["layer", "unit", "description", "score", "method"])
+
+
+def test_the_page_is_whole_and_escaped(recording, tmp_path):  # noqa: F811
+    table = described((0, HOSTILE, "A"), (1, "</article><b>x", HOSTILE), (2, None, "A"))
+    comparison = pd.DataFrame({"measure": [HOSTILE], "method": ["A"], "units": [2], "mean": [0.5], "low": [np.nan], "high": [np.nan]})
+    failures = [{"layer": "0", "unit": 2, "step": "look", "reason": HOSTILE}]
+    page = write_report(tmp_path / "r.html", recording, table, comparison, failures, {HOSTILE: HOSTILE}, title=HOSTILE).read_text()
+    assert page.count("<article") == 3 == page.count("</article>") and "<img src=x" not in page and "&lt;img src=x" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/)", page) and "default-src 'none'" in page
+
+
+def test_it_opens_offline_and_finds_units(recording, tmp_path):  # noqa: F811
+    path = write_report(tmp_path / "r.html", recording, described((0, "red things", "A"), (1, "blue sky", "A"), (2, HOSTILE, "A")))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        page, said, asked = browser.new_page(), [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        assert page.locator("article img").evaluate_all("images => images.every(image => image.complete && image.naturalWidth > 200)")
+        page.locator("#find").fill("BLUE")
+        expect(page.locator("#found")).to_have_text("1 of 3 units")
+        expect(page.locator("article:visible h3")).to_have_text("0, unit 1")
+        browser.close()
+    assert not said and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+def test_what_cannot_be_reported(recording, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="describe some units first"):
+        write_report(tmp_path / "r.html", recording, described())
+    with pytest.raises(IndexError, match="99"):
+        write_report(tmp_path / "r.html", recording, described((99, "red", "A")))
+    assert not (tmp_path / "r.html").exists()
