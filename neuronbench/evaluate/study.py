@@ -164,7 +164,7 @@ def _questions(given, recording, k):
 
 
 def _write_study(path, questions, names, per_unit, seed):
-    rng, options = np.random.default_rng(seed), []
+    options = []
     with _opened(path) as database:
         database.execute("PRAGMA journal_mode=WAL")
         database.executescript(_TABLES)

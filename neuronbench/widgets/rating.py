@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import anywidget
 import traitlets
 
-from ..evaluate.study import FILE, Session, Study
+from ..evaluate.study import Session, Study
 from .browser import joined
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat05
