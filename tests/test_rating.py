@@ -1,18 +1,25 @@
 """The study as raters see it: two of them at once in Chromium, the server killed in the middle and started again, hostile text, edited links."""
 
+import json
+import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 
 import pandas as pd
 import pytest
+import websocket
 from browser_lab import FLAGS, find_chromium
 from playwright.sync_api import expect, sync_playwright
 from test_study import HOSTILE, recording  # noqa: F401
 
 from neuronbench import cli
-from neuronbench.evaluate.study import Session, Study
+from neuronbench.evaluate.answers import FILE, Session
+from neuronbench.evaluate.study import Study
 from neuronbench.widgets.rating import Rating, rating_page, serve
 
 
@@ -65,6 +72,11 @@ def test_edited_links_are_told_nothing(study):
 def test_serving_what_is_no_study_ends_in_one_sentence(tmp_path, capsys):
     assert cli.main(["study", "serve", str(tmp_path)]) == 2
     assert "no study.sqlite" in capsys.readouterr().err
+
+
+def test_a_raters_process_is_light():
+    code = "import sys, neuronbench.widgets.rating; print([name for name in ('torch', 'pandas', 'matplotlib') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 # in the browser
@@ -138,9 +150,9 @@ def test_two_raters_at_once_and_a_server_that_dies(study, chromium, tmp_path):
         shown = ada.locator(".nb-rating tbody th").all_inner_texts()
         assert sorted(shown) == sorted(Session(study.folder, tokens(study)[0]).question(0)["texts"])
         assert any(HOSTILE in text for text in shown) and ada.locator(".nb-rating tbody img").count() == 0 and not alerts
-        rate_by_keyboard(ada, "5↓3↓1↑↑b⏎", "2 of 3")
+        rate_by_keyboard(ada, "5↓3↓1↑↑b⏎2", "2 of 3")  # the last digit is too early for the second question, and too late for the first
         rate_by_keyboard(bob, "2↓4↓4b⏎", "2 of 3")
-        rate_by_keyboard(ada, "4↓2")
+        rate_by_keyboard(ada, "↑↑4↓2")
         expect(ada.locator(".nb-status")).to_have_text("saved")
         ada.screenshot(path=tmp_path / "rating.png")
         served.kill()
@@ -172,3 +184,56 @@ def test_an_edited_link_shows_one_sentence(study, chromium):
         page.goto(f"http://127.0.0.1:{served.port}/?rater={tokens(study)[0][:-1]}", timeout=60_000)
         expect(page.locator(".widget-label, .jupyter-widgets.widget-label").first).to_contain_text("this link is not valid", timeout=60_000)
         assert page.locator(".nb-rating").count() == 0 and "Traceback" not in page.content()
+
+
+# without the page
+
+def fetched(address):
+    """(status, text) of an address of the study's server."""
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def sent(kernel_socket, kind, content, channel="shell"):
+    """Send a message as Jupyter's own clients do; returns its id."""
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "", "session": uuid.uuid4().hex, "version": "5.3", "date": "2026-01-01T00:00:00Z"}
+    kernel_socket.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": channel}))
+    return header["msg_id"]
+
+
+def answered(kernel_socket, message):
+    """The types of what comes back for a message, until the kernel is idle or 3 s have passed."""
+    kinds, until = [], time.monotonic() + 3
+    while time.monotonic() < until:
+        try:
+            reply = json.loads(kernel_socket.recv())
+        except websocket.WebSocketTimeoutException:
+            continue
+        if reply["parent_header"].get("msg_id") == message:
+            kinds.append(reply["msg_type"])
+    return kinds
+
+
+def test_a_raters_connection_runs_no_code_and_reaches_no_file(study, tmp_path):
+    """Whoever has a link has a connection to a process on the server's machine: it must carry clicks and nothing else."""
+    with Served(study.folder) as served:
+        address = f"127.0.0.1:{served.port}"
+        status, page = fetched(f"http://{address}/?rater={tokens(study)[0]}")
+        kernel = re.search(r'"kernelId": "([0-9a-f-]{36})"', page)[1]
+        assert status == 200 and tokens(study)[1] not in page and "rating_page" not in page
+        kernel_socket = websocket.create_connection(f"ws://{address}/api/kernels/{kernel}/channels", timeout=1, origin=f"http://{address}")
+        spy = f"open({str(tmp_path / 'spied')!r}, 'w').write('code ran')"
+        run = {"code": spy, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
+        assert answered(kernel_socket, sent(kernel_socket, "kernel_info_request", {}))  # the connection works
+        for channel in ("shell", "control"):
+            assert not answered(kernel_socket, sent(kernel_socket, "execute_request", run, channel))
+        evaluate = {"type": "request", "seq": 1, "command": "evaluate", "arguments": {"expression": spy, "context": "repl"}}
+        assert not answered(kernel_socket, sent(kernel_socket, "debug_request", evaluate, "control"))
+        kernel_socket.close()
+        assert not (tmp_path / "spied").exists()
+        for path in ("api/kernels", "api/contents", "api/sessions", f"voila/files/{FILE}", "voila/files/rating.ipynb", f"voila/files/..%2F..%2F{FILE}", f"voila/static/{FILE}"):
+            found = fetched(f"http://{address}/{path}")[1]
+            assert "SQLite" not in found and "rating_page" not in found and kernel not in found, path

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import neuronbench as nb
-from neuronbench.evaluate.study import (FILE, Session, Study, balanced_tasks, plot_ratings, rater_agreement, rating_table, read_responses,
-                                        valid_responses)
+from neuronbench.evaluate.answers import FILE, Session, balanced_tasks
+from neuronbench.evaluate.study import Study, plot_ratings, rater_agreement, rating_table, read_responses, valid_responses
 from neuronbench.probe.target import Target
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\frac$"
@@ -61,6 +61,13 @@ def test_questions_are_spread_evenly(questions, raters, data):
     assert all(len({question for question, _ in own}) == len(own) for own in tasks)
 
 
+def test_any_two_raters_meet():
+    tasks = balanced_tasks(questions=24, raters=6, per_question=3, seed=0)
+    asked = [{question for question, _ in own} for own in tasks]
+    meetings = [len(one & other) for one, other in itertools.combinations(asked, 2)]
+    assert np.mean(meetings) == pytest.approx(24 * 3 / 15) and min(meetings) >= 1
+
+
 def test_every_description_stands_everywhere_equally_often(study):
     places = {}
     for session, place in itertools.product(sessions(study), range(4)):
@@ -86,6 +93,8 @@ def test_nothing_that_a_rater_gets_names_a_method(recording, tmp_path):
 
 
 def test_what_cannot_be_designed(recording, tmp_path, study):
+    with pytest.raises(ValueError, match="2 raters are called 'Ann'"):
+        Study.design(tmp_path / "wrong", described(), recording, ["Ann", "Bo", "Ann"])
     wrong = [(described(units=[9]), {}, ValueError, "no unit 9"), (described().assign(description=" "), {}, ValueError, "no unit has a description"),
              (described(), {"per_unit": 4}, ValueError, "4 raters for each unit, of 3"), (described().drop(columns="method"), {}, ValueError, "missing: method")]
     for table, options, error, sentence in wrong:
@@ -136,6 +145,15 @@ def test_an_answer_sent_again_replaces_the_first(study):
     assert study.progress().answered.tolist() == [1, 0, 0] and session.first_open() == 1
 
 
+def test_what_is_changed_afterwards_still_counts(study):
+    session = sessions(study)[0]
+    session.answer(0, [5, 4, 4], 0, True)
+    session.answer(0, [5, 4, 1], 0, False)
+    assert session.question(0)["complete"] and study.responses().set_index("description").rating[session.question(0)["texts"][2]] == 1
+    session.answer(0, [5, 4, None], 0, False)
+    assert not session.question(0)["complete"] and len(study.responses()) == 0
+
+
 @pytest.mark.parametrize(["ratings", "best", "complete", "sentence"], [
     ([1, 2], 0, True, "expected 3"), ([1, 2, 6], 0, False, "from 1 to 5"), ([1, 2, "5"], 0, False, "from 1 to 5"), ([1, 2, True], 0, False, "from 1 to 5"),
     ([1, 2, 3], 3, False, "below 3"), ([1, 2, 3], -1, False, "below 3"), ([1, None, 3], 0, True, "rates every"), ([1, 2, 3], None, True, "picks the best"),
@@ -158,7 +176,7 @@ def test_questions_that_are_not_there(study):
 def test_a_killed_process_loses_nothing_that_was_kept(study):
     token = study.links().link[0].partition("=")[2]
     code = f"""import os
-from neuronbench.evaluate.study import Session
+from neuronbench.evaluate.answers import Session
 session = Session({str(study.folder)!r}, {token!r})
 for place in range(3):
     session.answer(place, [1, 2, 3], 2, True)
@@ -196,6 +214,12 @@ def test_the_table_worked_by_hand():
     assert found["mean"].to_dict() == {"A": 4, "B": pytest.approx(8 / 3)} and found.ratings.tolist() == [3, 3] and found.valid.tolist() == [0.75] * 2
     assert found.error["A"] == pytest.approx(1 / np.sqrt(3)) and found.picked.tolist() == pytest.approx([2 / 3, 1 / 3])
     assert set(found.layer) == {"0"} and set(rating_table(pd.concat([table, table.assign(layer="1")])).layer) == {"0", "1", "all"}
+
+
+def test_each_layer_has_its_own_share_of_valid_responses():
+    table = responses(("a", 0, {"A": 5, "B": 3}, "A"), ("b", 0, {"A": 1, "B": 4}, "A"))
+    both = rating_table(pd.concat([table, table.iloc[:2].assign(layer="1")])).groupby("layer").valid.first()
+    assert both.to_dict() == {"0": 0.5, "1": 1, "all": pytest.approx(2 / 3)}
 
 
 def test_of_responses_submitted_twice_the_last_counts():
@@ -240,3 +264,6 @@ def test_a_csv_of_another_tool_is_read_or_says_what_it_has(tmp_path):
     (tmp_path / "seven.csv").write_text("rater,layer,unit,method,rating,best\na,l,1,A,7,1\n")
     with pytest.raises(ValueError, match="1 ratings are not whole numbers"):
         read_responses(tmp_path / "seven.csv")
+    (tmp_path / "named.csv").write_text("rater,layer,unit,method,rating,best\na,l,1,A,4,A\na,l,1,B,3,A\n")
+    with pytest.raises(ValueError, match="best is 'A' in 2 rows: expected true or false"):
+        read_responses(tmp_path / "named.csv")

@@ -37,6 +37,7 @@ class RatingView {
     const { model } = this;
     URL.revokeObjectURL(this.picture);
     this.row = 0;
+    this.leaving = false; // after Next, until the next question is there: keys meant for that one must not change this one
     const place = model.get("place"), count = model.get("count");
     if (place >= count) {
       this.lines = [];
@@ -93,12 +94,14 @@ class RatingView {
   }
 
   rate(row, value) {
+    if (this.leaving) return this.paint();
     this.ratings[row] = value;
     this.focus(row);
     this.send(false);
   }
 
   pick(row) {
+    if (this.leaving) return this.paint();
     this.best = row;
     this.focus(row);
     this.send(false);
@@ -109,7 +112,8 @@ class RatingView {
   }
 
   finish() {
-    if (this.complete()) this.send(true);
+    this.leaving = this.complete();
+    if (this.leaving) this.send(true);
     else this.say("rate every description and pick the best one first");
   }
 
@@ -118,8 +122,13 @@ class RatingView {
     this.model.send({ click: this.clicks, place: this.model.get("place"), ratings: this.ratings, best: this.best, complete });
     clearTimeout(this.waiting);
     this.say("saving");
-    this.waiting = setTimeout(() => this.say("not saved: the server does not answer. Reload this page when it does; what was saved is still there."), LATE);
+    this.waiting = setTimeout(() => this.stay("not saved: the server does not answer. Reload this page when it does; what was saved is still there."), LATE);
     this.paint();
+  }
+
+  stay(text) {
+    this.leaving = false;
+    this.say(text);
   }
 
   say(text) {
@@ -132,7 +141,8 @@ class RatingView {
     const problem = this.model.get("problem");
     if (problem || this.model.get("kept") === this.clicks) {
       clearTimeout(this.waiting);
-      this.say(problem || (this.clicks ? "saved" : ""));
+      if (problem) this.stay(problem);
+      else this.say(this.clicks ? "saved" : "");
     }
     this.paint();
   }

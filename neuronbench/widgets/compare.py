@@ -19,7 +19,8 @@ import traitlets
 
 from ..describe.descriptions import COLUMNS, chosen_units
 from ..probe.seen import Seen
-from .browser import check_descriptions, jpeg, joined
+from .browser import check_descriptions, jpeg
+from .files import joined
 from .grid import best_descriptions, readable
 from .tuner import Tuner, chosen_numbers, imports, written
 

@@ -16,7 +16,8 @@ import traitlets
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
-from .browser import jpeg, joined, small_png
+from .browser import jpeg, small_png
+from .files import joined
 from .grid import map_colours, names_of
 from .tuner import Tuner, imports, written
 

@@ -19,7 +19,7 @@ import traitlets
 from ..basics import choose
 from ..describe.candidates import Asking, cleaned
 from ..describe.prompts import PLACEHOLDERS, Prompts
-from .browser import joined
+from .files import joined
 from .compare import same_words, truth_of
 from .tuner import Tuner, chosen_numbers, method_call
 

@@ -10,15 +10,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import anywidget
 import traitlets
 
-from ..evaluate.study import Session, Study
-from .browser import joined
+from ..basics import cache_folder
+from ..evaluate.answers import Session, study_file
+from .files import joined
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat05
 class Rating(anywidget.AnyWidget):
@@ -90,17 +90,17 @@ def serve(
     host: str = "127.0.0.1",  # of this machine; another address shows the study to others
     port: int = 8866,
 ) -> subprocess.Popen:
-    """Serve a study to several raters at once; the process runs until it is ended. Errors: FileNotFoundError for a folder without a study, ModuleNotFoundError without Voila."""
+    """Serve a study to several raters at once, each with a process of 100 MB; the server runs until it is ended. Errors: FileNotFoundError for a folder without a study, ModuleNotFoundError without Voila."""
     import importlib.util
 
-    study = Study(Path(folder).absolute())
+    study = study_file(Path(folder).absolute()).parent
     if importlib.util.find_spec("voila") is None:
         raise ModuleNotFoundError("serving a study needs Voila: pip install 'neuronbench[study]'")
-    page = Path(tempfile.mkdtemp(prefix="neuronbench-study-"), "rating.ipynb")
+    page = cache_folder("study") / "rating.ipynb"  # not beside the study: Voila gives away what lies beside its notebook
     page.write_text(json.dumps(_notebook()))
     command = [sys.executable, "-m", "voila", str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--show_tracebacks=False",
                "--strip_sources=True", "--MappingKernelManager.cull_idle_timeout=3600", "--MappingKernelManager.cull_interval=300"]
-    return subprocess.Popen(command, env={**os.environ, "NEURONBENCH_STUDY": str(study.folder)}, cwd=page.parent)
+    return subprocess.Popen(command, env={**os.environ, "NEURONBENCH_STUDY": str(study)}, cwd=page.parent)
 
 
 def _notebook():

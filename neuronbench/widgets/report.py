@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from ..evaluate.agreement import plot_comparison
 from ..probe.regions import exemplar_regions
-from .browser import HERE
+from .files import HERE
 from .grid import best_descriptions, readable
 
 # %% ../../nbs/widgets/11_report.ipynb #rep06

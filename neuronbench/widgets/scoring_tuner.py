@@ -17,7 +17,8 @@ from ..basics import choose
 from ..describe.prompts import Prompts
 from ..describe.scoring import SCORINGS, candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
 from ..probe.crops import CropSettings
-from .browser import jpeg, joined, small_png
+from .browser import jpeg, small_png
+from .files import joined
 from .grid import readable
 from .tuner import Tuner, method_call
 

@@ -13,7 +13,7 @@ import traitlets
 
 from ..basics import choose
 from ..probe.recording import check_images
-from .browser import joined
+from .files import joined
 from .compare import Compare
 from .crops_tuner import FIELDS as CROP_FIELDS
 from .crops_tuner import CropsTuner
