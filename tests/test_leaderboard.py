@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 
 from neuronbench.describe.descriptions import describe_frame
 from neuronbench.embedded.world import World
-from neuronbench.evaluate.leaderboard import UNIT_KINDS, WORLD_METHODS, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table, world_methods
+from neuronbench.evaluate.agreement import summary
+from neuronbench.evaluate.leaderboard import (SAME, TRUTH, UNIT_KINDS, WORLD_METHODS, answer_values, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table,
+                                              world_methods)
 from neuronbench.probe.recording import record
 
 
 @pytest.fixture(scope="module")
 def here():
-    return World(scenes=160)
+    return World(scenes=240)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +43,28 @@ def truths(world):
     return {(row.layer, row.unit): row.description for row in world.truth.itertuples()}
 
 
-def test_whoever_knows_the_truth_is_right_and_whoever_is_silent_is_not(here, recording):
+def means(board, measure):
+    """(method, kind) -> mean."""
+    return board[board.measure == measure].set_index(["method", "kind"])["mean"]
+
+
+def test_whoever_knows_the_truth_is_right_and_whoever_is_silent_gets_what_a_guess_gets(here, recording):
     silent = dict.fromkeys(truths(here))
-    board = leaderboard(here, recording, {"oracle": Says(truths(here)), "silent": Says(silent), "absent": Says({})})
-    assert board[["method", "kind"]].values.tolist() == [[name, kind] for name in ("oracle", "silent", "absent") for kind in UNIT_KINDS]
-    assert board.units.tolist() == 3 * [20, 24, 8, 8]
-    measures = board.set_index("method")[["exact", "agreement", "described"]]
-    assert np.allclose(measures.loc["oracle"], 1, atol=1e-5) and (measures.loc[["silent", "absent"]] == 0).all(axis=None)
+    board = leaderboard(here, recording, {"oracle": Says(truths(here)), "silent": Says(silent), "absent": Says({})}, painted=2)
+    assert board[board.measure == "right"].units.tolist() == [units for units in (20, 24, 8, 8) for _ in range(5)]
+    for measure, best, guess in (("right", 1, 0), ("described", 1, 0), ("CLIP cosine", 1, 0), ("CoSy AUC", None, 0.5), ("top against random", None, 0.5), ("Spearman", None, 0)):
+        found = means(board, measure)
+        assert (found.loc[["silent", "absent"]] == guess).all() and np.allclose(found["oracle"], found[TRUTH]), measure
+        assert best is None or np.allclose(found["oracle"], best, atol=1e-5), measure
+    assert means(board, "CoSy AUC")["oracle", "class"] > 0.9 and means(board, "Spearman")["oracle", "single"] > 0.2
     failures = board.attrs["failures"]
     assert len(failures) == 60 and all(failure["method"] == "silent" and failure["reason"] == "silent" for failure in failures)
+
+
+def test_a_constant_stands_in_every_table(here, recording):
+    board = leaderboard(here, recording, {}, painted=2)
+    assert set(board.method) == {TRUTH, SAME} and (means(board, "right")[SAME] == 0).all() and (means(board, "described")[SAME] == 1).all()
+    assert means(board, "CLIP cosine")[SAME].max() < 0.5
 
 
 @settings(max_examples=15, deadline=None)
@@ -58,11 +73,28 @@ def test_shares_are_those_of_the_units_that_were_named(here, recording, seed):
     rng, known = np.random.default_rng(seed), truths(here)
     named = {unit for unit in known if rng.random() < 0.5}
     spoken = {unit: text if unit in named else rng.choice(["a nice picture", None]) for unit, text in known.items()}
-    board = leaderboard(here, recording, {"one": Says(spoken)}).set_index("kind")
+    answers = unit_answers(here, recording, {"one": Says(spoken)})
+    own = answers[answers.method == "one"].groupby("kind")
     for kind in UNIT_KINDS:
         units = [(row.layer, row.unit) for row in here.truth[here.truth.kind == kind].itertuples()]
-        assert board.exact[kind] == pytest.approx(np.mean([unit in named for unit in units]))
-        assert board.described[kind] == pytest.approx(np.mean([spoken[unit] is not None for unit in units]))
+        assert own.right.mean()[kind] == pytest.approx(np.mean([unit in named for unit in units]))
+        assert own.description.count()[kind] == sum(spoken[unit] is not None for unit in units)
+
+
+def test_a_sentence_model_is_one_more_measure_and_each_row_has_its_interval(here, recording):
+    class Letters:
+        def embed_texts(self, texts, progress=True):
+            vectors = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], float)
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    values = answer_values(here, recording, unit_answers(here, recording, {"oracle": Says(truths(here))}), Letters(), painted=2)
+    assert list(values.measure.unique()) == ["right", "described", "CLIP cosine", "sentence cosine", "CoSy AUC", "top against random", "Spearman", "seconds"]
+    assert values.value.notna().all() and len(values) == 8 * 3 * 60
+    board = summed_up(values)
+    assert np.allclose(means(board, "sentence cosine")["oracle"], 1) and means(board, "sentence cosine")[SAME].max() < 0.9
+    row = board[(board.kind == "single") & (board.measure == "Spearman") & (board.method == TRUTH)].iloc[0]
+    [expected] = summary(values[(values.kind == "single") & (values.measure == "Spearman") & (values.method == TRUTH)]).itertuples()
+    assert (row["mean"], row.low, row.high) == (expected.mean, expected.low, expected.high) and row.low < row["mean"] < row.high
 
 
 def test_of_several_words_for_a_unit_the_first_counts(here, recording):
@@ -71,20 +103,22 @@ def test_of_several_words_for_a_unit_the_first_counts(here, recording):
             first = super().__call__(recording, images, units)
             return pd.concat([first, first.assign(description="teapot")], ignore_index=True)
 
-    answers = unit_answers(here, recording, {"twice": Twice(truths(here))})
-    assert len(answers) == 60 and answers.right.all() and summed_up(answers).exact.eq(1).all()
+    answers = unit_answers(here, recording, {"twice": Twice(truths(here))}).query("method == 'twice'")
+    assert len(answers) == 60 and answers.right.all()
 
 
 def test_the_best_stands_first_and_every_kind_is_drawn(here, recording):
     known = truths(here)
     half = {unit: text for unit, text in known.items() if unit[1] % 2}
-    board = leaderboard(here, recording, {"silent": Says({}), "half": Says(half), "oracle": Says(known)})
+    board = leaderboard(here, recording, {"silent": Says({}), "half": Says(half), "oracle": Says(known)}, painted=2)
     table = wide_table(board)
-    assert table.index.tolist() == ["oracle", "half", "silent"]
-    assert table.columns.tolist() == [(name, kind) for name in ("exact", "agreement") for kind in UNIT_KINDS] + [("seconds", "all")]
+    assert table.index.tolist() == ["oracle", TRUTH, "half", "silent", SAME]
+    others = ["described", "CLIP cosine", "CoSy AUC", "top against random", "Spearman"]
+    assert table.columns.tolist() == [("right", kind) for kind in UNIT_KINDS] + [("mean over kinds", name) for name in others] + [("seconds", "all units")]
+    assert table.loc["half", ("mean over kinds", "described")] == pytest.approx(means(board, "described")["half"].mean())
     figure = plot_leaderboard(board)
     assert [axis.get_title().split()[0] for axis in figure.axes] == list(UNIT_KINDS)
-    assert [bar.get_width() for bar in figure.axes[0].patches] == table["exact", "class"][::-1].tolist()
+    assert [bar.get_width() for bar in figure.axes[0].patches] == table["right", "class"][::-1].tolist()
 
 
 def test_only_what_is_asked_for_is_built():
@@ -98,14 +132,14 @@ def test_only_what_is_asked_for_is_built():
 def test_published_methods_run_on_a_small_world(here, recording):
     names = [name for name in WORLD_METHODS if name.split()[0] in ("clip-dissect", "invert", "network-dissection")]
     answers = unit_answers(here, recording, world_methods(here, names))
+    answers = answers[answers.method.isin(names)]
     assert len(answers) == 60 * len(names) and answers.description.notna().mean() > 0.8  # on few scenes, some class units never exceed their threshold
-    board = summed_up(answers)
-    assert board[(board.method == "clip-dissect") & (board.kind == "class")].exact.item() >= 0.5
-    words = board[board.method.isin(["clip-dissect", "network-dissection"]) & board.kind.isin(["polysemantic", "composition"])]
-    assert (words.exact == 0).all() and (words.agreement > 0).all()
+    right = answers.groupby(["method", "kind"]).right.mean()
+    assert right["clip-dissect", "class"] >= 0.5
+    assert (right.loc[["clip-dissect", "network-dissection"], ["polysemantic", "composition"]] == 0).all()
 
 
 def test_a_recording_of_other_images_is_refused(here):
     other = World(scenes=30)
     with pytest.raises(ValueError, match="images"):
-        leaderboard(here, record(other.target, other.images, progress=False), world_methods(here, ["invert"]))
+        unit_answers(here, record(other.target, other.images, progress=False), world_methods(here, ["invert"]))

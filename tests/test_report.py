@@ -25,6 +25,15 @@ def test_the_page_is_whole_and_escaped(recording, tmp_path):  # noqa: F811
     assert not re.findall(r"(?:src|href)=\"(?!data:image/)", page) and "default-src 'none'" in page
 
 
+def test_a_constant_that_beats_a_method_is_said_in_words(recording, tmp_path):  # noqa: F811
+    rows = [("CLIP cosine", "A", 3, 0.5, 0.4, 0.6), ("CLIP cosine", f"constant: {HOSTILE}", 3, 0.6, 0.6, 0.6)]
+    comparison = pd.DataFrame(rows, columns=["measure", "method", "units", "mean", "low", "high"])
+    page = write_report(tmp_path / "r.html", recording, described((0, "red", "A")), comparison).read_text()
+    assert "said of every unit, gets 0.600. No better than that: A." in page and "<img src=x" not in page
+    better = comparison.assign(mean=[0.7, 0.6])
+    assert "No better than that" not in write_report(tmp_path / "r.html", recording, described((0, "red", "A")), better).read_text()
+
+
 def test_it_opens_offline_and_finds_units(recording, tmp_path):  # noqa: F811
     path = write_report(tmp_path / "r.html", recording, described((0, "red things", "A"), (1, "blue sky", "A"), (2, HOSTILE, "A")))
     with sync_playwright() as playwright:
