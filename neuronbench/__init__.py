@@ -51,6 +51,7 @@ _MODULE_OF = {
     "FALCON": "describe.falcon",
     "ablated": "evaluate.ablation",
     "unit_ablation": "evaluate.ablation",
+    "described_drops": "evaluate.ablation",
     "leaderboard": "evaluate.leaderboard",
     "agreement": "evaluate.agreement",
     "summary": "evaluate.agreement",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from neuronbench.evaluate.ablation import _Passes, _place, ablated, class_accuracy, unit_ablation
+from neuronbench.evaluate.ablation import Ablation, _Passes, _place, ablated, class_accuracy, described_drops, unit_ablation
 from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.probe.target import Target, _evaluating
 
@@ -422,3 +422,36 @@ def test_bad_images_are_skipped_and_listed_or_raised(images, tmp_path):
         unit_ablation(target, folder, "blocks", [0], on_bad_image="raise", progress=False)
     with pytest.raises(KeyError, match="did you mean 'skip'"):
         class_accuracy(target, folder, on_bad_image="skipp")
+
+
+# descriptions
+
+def ablation_of(drops):
+    """An `Ablation` of layer "l" with these drops, (unit, class)."""
+    after = pd.DataFrame(1 - np.array(list(drops.values())), index=list(drops), columns=NAMES)
+    return Ablation("l", pd.Series(1.0, NAMES), after, pd.Series(9, NAMES), pd.DataFrame(columns=["id", "reason"]))
+
+
+def words(*rows):
+    return pd.DataFrame([("l", unit, text, 1.0, method) for unit, text, method in rows], columns=["layer", "unit", "description", "score", "method"])
+
+
+HAS = pd.DataFrame({"wings": [True, True, False], "horns": [False, False, True], "legs": [True, True, True], "gills": [False, False, False]}, index=NAMES)
+
+
+def test_drops_of_classes_that_have_it_worked_by_hand():
+    ablation = ablation_of({3: [0.5, 0.3, 0.1], 4: [0.0, 0.2, 0.6]})
+    found = described_drops(ablation, words((3, "wings", "A"), (4, "wings", "A"), (4, "horns", "B")), HAS)
+    assert found[["unit", "method"]].values.tolist() == [[3, "A"], [4, "A"], [4, "B"]]
+    assert found.having.tolist() == pytest.approx([0.4, 0.1, 0.6]) and found.lacking.tolist() == pytest.approx([0.1, 0.6, 0.1])
+    assert found.difference.tolist() == pytest.approx([0.3, -0.5, 0.5])
+
+
+def test_only_descriptions_that_tell_classes_apart_count():
+    ablation = ablation_of({3: [0.5, 0.3, 0.1]})
+    odd = words((3, "legs", "all have it"), (3, "gills", "none has it"), (3, "teapots", "not asked"), (3, None, "silent"), (3, "\u7ffc", "not English"), (7, "wings", "not ablated"))
+    assert described_drops(ablation, odd, HAS).values.tolist() == []
+    twice = described_drops(ablation, pd.concat([words((3, "wings", "A"), (3, "horns", "A")), words((3, "horns", "A")).assign(layer="other")]), HAS)
+    assert twice.description.tolist() == ["wings"]
+    with pytest.raises(KeyError, match="says nothing of the classes bee: expected a row for each class"):
+        described_drops(ablation, words((3, "wings", "A")), HAS.drop("bee"))

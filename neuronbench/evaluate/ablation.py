@@ -461,18 +461,18 @@ def described_drops(
     descriptions: pd.DataFrame,  # layer, unit, description, score, method; of several rows for a unit by one method the first counts
     has: pd.DataFrame,  # (class, description) bool: whether a class has what a description names
 ) -> pd.DataFrame:
-    """Columns unit, method, description, having, lacking (mean drops of accuracy of the classes that have it and of the others), difference.
+    """Columns layer, unit, description, method, having, lacking (mean drops of accuracy of the classes that have it, and of the others), difference.
 
     Only for ablated units whose description is a column of `has`, and is true of some classes and not of all. Errors: KeyError for classes that `has` lacks.
     """
-    missing = [name for name in ablation.drops.columns if name not in has.index]
-    if missing:
+    drops = ablation.drops
+    missing = drops.columns.difference(has.index)
+    if len(missing):
         raise KeyError(f"`has` says nothing of the classes {', '.join(map(str, missing[:5]))}: expected a row for each class of the ablation")
-    own = descriptions[(descriptions.layer == ablation.layer) & descriptions.unit.isin(ablation.drops.index)].drop_duplicates(["unit", "method"])
-    rows = []
-    for row in own[own.description.isin(has.columns)].itertuples():
-        having, drops = has.loc[ablation.drops.columns, row.description].values.astype(bool), ablation.drops.loc[row.unit].values
-        if having.any() and not having.all():
-            rows.append((row.unit, row.method, row.description, drops[having].mean(), drops[~having].mean()))
-    table = pd.DataFrame(rows, columns=["unit", "method", "description", "having", "lacking"])
-    return table.assign(difference=table.having - table.lacking)
+    true_of = has.loc[drops.columns].astype(bool)
+    telling = true_of.columns[true_of.any() & ~true_of.all()]
+    own = descriptions[(descriptions.layer == ablation.layer) & descriptions.unit.isin(drops.index)].drop_duplicates(["unit", "method"])
+    own = own[own.description.isin(telling)][["layer", "unit", "description", "method"]].reset_index(drop=True)
+    classes = [true_of[text].values for text in own.description]
+    having, lacking = ([drops.loc[unit].values[which == wanted].mean() for unit, which in zip(own.unit, classes)] for wanted in (True, False))
+    return own.assign(having=having, lacking=lacking).eval("difference = having - lacking")

@@ -90,7 +90,7 @@ def serve(
     host: str = "127.0.0.1",  # of this machine; another address shows the study to others
     port: int = 8866,
 ) -> subprocess.Popen:
-    """Serve a study to several raters at once, each with a process of 100 MB; the server runs until it is ended. Errors: FileNotFoundError for a folder without a study, ModuleNotFoundError without Voila."""
+    """Serve a study to several raters at once, each with a process of 75 MB; the server runs until it is ended. Errors: FileNotFoundError for a folder without a study, ModuleNotFoundError without Voila."""
     import importlib.util
 
     study = study_file(Path(folder).absolute()).parent
