@@ -14,7 +14,7 @@ export default {
 class RatingView {
   constructor(model, el) {
     Object.assign(this, { model, el, clicks: 0, row: 0 });
-    el.classList.add("nb-rating");
+    el.classList.add("nb-view", "nb-rating");
     el.tabIndex = 0;
     this.press = (event) => this.pressed(event);
     el.addEventListener("keydown", this.press);
