@@ -4,6 +4,9 @@ import itertools
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import krippendorff
 import numpy as np
@@ -95,7 +98,7 @@ def test_nothing_that_a_rater_gets_names_a_method(recording, tmp_path):
 def test_what_cannot_be_designed(recording, tmp_path, study):
     with pytest.raises(ValueError, match="2 raters are called 'Ann'"):
         Study.design(tmp_path / "wrong", described(), recording, ["Ann", "Bo", "Ann"])
-    wrong = [(described(units=[9]), {}, ValueError, "no unit 9"), (described().assign(description=" "), {}, ValueError, "no unit has a description"),
+    wrong = [(described(units=[9]), {}, ValueError, "no unit 9"), (described().assign(description=" "), {}, ValueError, "no unit has a description and exemplars"),
              (described(), {"per_unit": 4}, ValueError, "4 raters for each unit, of 3"), (described().drop(columns="method"), {}, ValueError, "missing: method")]
     for table, options, error, sentence in wrong:
         with pytest.raises(error, match=sentence):
@@ -104,6 +107,30 @@ def test_what_cannot_be_designed(recording, tmp_path, study):
         Study.design(study.folder, described(), recording, 3)
     with pytest.raises(FileNotFoundError, match=FILE):
         Study(tmp_path / "nothing")
+
+
+def test_the_statement_counts_the_pictures_that_are_shown(recording, tmp_path):
+    [session] = sessions(Study.design(tmp_path / "four", described([0], "A"), recording, 1, per_unit=1, k=4))
+    assert session.statement == "Does the description accurately describe most of the above 4 images?"
+
+
+def test_a_unit_without_exemplars_is_not_asked_about(tmp_path):
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Identity()
+
+        def forward(self, batch):
+            return self.layer(torch.cat([batch, batch[:, :1] * torch.nan], 1))
+
+    images = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in range(0, 240, 20)]
+    broken = nb.record(Target(Broken(), ["layer"], preprocess, device="cpu"), nb.ProbingSet.from_images(images), progress=False)
+    table = described([0, 3], "A").assign(layer="layer")
+    [session] = sessions(Study.design(tmp_path / "one", table, broken, 1, per_unit=1))
+    assert session.count == 1 and session.question(0)["texts"] == ["A of 0"]
+    with pytest.raises(ValueError, match="no unit has a description and exemplars"):
+        Study.design(tmp_path / "none", table[table.unit == 3], broken, 1, per_unit=1)
+    assert not (tmp_path / "none").exists()
 
 
 def test_of_duplicate_units_the_first_description_is_shown(recording, tmp_path):
@@ -185,6 +212,36 @@ os.kill(os.getpid(), 9)"""
     assert len(study.responses()) == 9 and Session(study.folder, token).first_open() == 3
     with sqlite3.connect(study.path) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_many_raters_answer_at_the_same_time(recording, tmp_path):
+    """Every rater clicks through all of his questions in a thread of his own, as the served pages do in processes."""
+    made = Study.design(tmp_path / "busy", described(range(6)), recording, raters=8, per_unit=8)
+
+    def rate(session):
+        for place in range(session.count):
+            for given in range(3):
+                session.answer(place, [given + 1] * (given + 1) + [None] * (2 - given), 0, complete=given == 2)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(rate, sessions(made)))
+    found = made.responses()
+    assert made.progress().answered.tolist() == [6] * 8 and len(found) == 8 * 6 * 3 and (found.rating == 3).all()
+    assert found.groupby(["rater", "unit"]).best.sum().eq(1).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.lists(st.none() | st.integers(1, 5), min_size=3, max_size=3), st.none() | st.integers(0, 2)), max_size=30))
+def test_whatever_is_clicked_in_whatever_order_is_what_is_kept(recording, clicks):
+    with tempfile.TemporaryDirectory() as folder:
+        everyone = sessions(Study.design(Path(folder, "study"), described(), recording, raters=3, per_unit=3))
+        kept = {}
+        for rater, place, ratings, best in clicks:
+            everyone[rater].answer(place, ratings, best, complete=False)
+            kept[rater, place] = ratings, best
+        for rater, place in itertools.product(range(3), range(4)):
+            asked = everyone[rater].question(place)
+            assert (asked["ratings"], asked["best"]) == kept.get((rater, place), ([None] * 3, None)) and not asked["complete"]
 
 
 def test_hostile_text_comes_back_as_it_was(recording, tmp_path):

@@ -41,7 +41,7 @@ CREATE TABLE task (rater INTEGER NOT NULL REFERENCES rater, place INTEGER NOT NU
 CREATE TABLE answer (rater INTEGER NOT NULL, place INTEGER NOT NULL, ratings TEXT NOT NULL, best INTEGER, complete INTEGER NOT NULL, at TEXT NOT NULL,
                      PRIMARY KEY (rater, place));
 """
-STATEMENT = "Does the description accurately describe most of the above 10 images?"
+STATEMENT = "Does the description accurately describe most of the above {} images?"
 FILE = "study.sqlite"  # in the study's folder
 
 
@@ -70,6 +70,7 @@ def write_study(
     names: list,  # of the raters
     per_unit: int,  # raters of each question
     seed: int,  # of who is asked what, and of the order of descriptions
+    statement: str,  # what is asked of every description
 ):
     """Write a new study."""
     options = []
@@ -77,7 +78,7 @@ def write_study(
         database.execute("PRAGMA journal_mode=WAL")
         database.executescript(_TABLES)
         with database:
-            database.execute("INSERT INTO info VALUES ('statement', ?)", (STATEMENT,))
+            database.execute("INSERT INTO info VALUES ('statement', ?)", (statement,))
             for number, (layer, unit, sheet, said) in enumerate(questions):
                 database.execute("INSERT INTO question VALUES (?, ?, ?, ?)", (number, layer, unit, sheet))
                 options.append([_write_option(database, number, text, methods) for text, methods in said.items()])
@@ -157,7 +158,7 @@ class Session:
             raise IndexError(f"no question {place}: this rater has {self.count}")
         return row[0], json.loads(row[1])
 
-
+# %% ../../nbs/evaluate/06_answers.ipynb #ans13b
 def _check_answer(ratings, best, complete, count):
     right = isinstance(ratings, list) and len(ratings) == count and all(rating is None or (type(rating) is int and 1 <= rating <= 5) for rating in ratings)
     if not right or not (best is None or (type(best) is int and 0 <= best < count)):

@@ -34,7 +34,7 @@ def faithfulness(
     descriptions: pd.DataFrame,  # layer, unit, description, score, method; of several rows for a unit by one method the first counts
     recording,  # Recording
     clip,  # CLIP, or anything with `embed_images` and `embed_texts`
-    seen: int = 15,  # of each unit's top images, left out because methods look at them
+    seen: int = 15,  # of each unit's top images, left out because methods look at them; CLIP-Dissect looks at 100
     top: int = 100,  # of the others, that count as activating the unit
     prompt: str = "{}",  # what CLIP is told
     seed: int = 0,  # of the random images

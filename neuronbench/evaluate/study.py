@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .agreement import described_units
-from .answers import FILE, opened, study_file, write_study
+from .answers import FILE, STATEMENT, opened, study_file, write_study
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 
@@ -67,9 +67,9 @@ class Study:
         k: int = 10,  # exemplars shown
         seed: int = 0,  # of who is asked what, and of the order of descriptions
     ) -> "Study":
-        """A new study of all units that have a description.
+        """A new study of all units that have a description, and exemplars to show.
 
-        Errors: those of `described_units`; ValueError if no unit has a description, for more raters of a unit than there are, and for two of one name;
+        Errors: those of `described_units`; ValueError if there is no such unit, for more raters of a unit than there are, and for two of one name;
         FileExistsError if the folder holds a study.
         """
         names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, int) else list(raters)
@@ -77,16 +77,16 @@ class Study:
         if twice is not None:
             raise ValueError(f"{names.count(twice)} raters are called {twice!r}: expected a name of their own for each")
         given = described_units(descriptions, recording)
-        if not len(given):
-            raise ValueError("no unit has a description, so there is nothing to rate")
         if not 1 <= per_unit <= len(names):
             raise ValueError(f"{per_unit} raters for each unit, of {len(names)} raters: expected at least 1 and at most all")
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / FILE).exists():
             raise FileExistsError(f"{str(folder)!r} holds a study already: its answers would be lost; choose another folder")
         questions = _questions(given, recording, k)
-        write_study(folder / FILE, questions, names, per_unit, seed)
+        if not questions:
+            raise ValueError("no unit has a description and exemplars, so there is nothing to rate")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_study(folder / FILE, questions, names, per_unit, seed, STATEMENT.format(k))
         return cls(folder)
 
     def links(
@@ -121,8 +121,11 @@ def _questions(given, recording, k):
     for layer, rows in given.groupby("layer", sort=False):
         best = exemplars(recording, layer, rows.unit.unique(), k)
         for unit, images in zip(best.units, best.images):
+            shown = [seen[image] for image in images[images >= 0]]
+            if not shown:  # a unit that is finite on no image
+                continue
             said = rows[rows.unit == unit].groupby("description", sort=False).method.agg(list).to_dict()
-            found.append((layer, int(unit), _jpeg(contact_sheet([seen[image] for image in images[images >= 0]])), said))
+            found.append((layer, int(unit), _jpeg(contact_sheet(shown)), said))
     return found
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu21a

@@ -191,6 +191,45 @@ class Speaker(nn.Module):
         return sum(losses) / (numbers[:, 1:] != PAD).sum()
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc16
+def _beam_search(speaker, language, seen, beam, length):
+    """(words (U, beam, length), log-probabilities by the speaker (U, beam), by the language model): the most likely by the speaker."""
+    units = len(seen)
+    seen = seen.repeat_interleave(beam, 0)
+    said = torch.full((units, beam, length + 1), PAD, device=seen.device)
+    said[:, :, 0] = START
+    given = torch.full((units, beam), -torch.inf, device=seen.device)
+    given[:, 0] = 0
+    anyway, done = torch.zeros_like(given), torch.zeros_like(given, dtype=torch.bool)
+    states = speaker.begin(units * beam, seen), language.begin(units * beam)
+    for position in range(length):
+        last = said[:, :, position].reshape(-1)
+        (of_speaker, first), (of_language, second) = speaker.step(last, states[0], seen), language.step(last, states[1])
+        allowed = _allowed(of_speaker.view(units, beam, -1), done, last=position == length - 1)
+        given, chosen = (given[..., None] + allowed).flatten(1).topk(beam, 1)
+        parent, word = chosen // allowed.shape[2], chosen % allowed.shape[2]
+        row = (torch.arange(units, device=seen.device)[:, None] * beam + parent).reshape(-1)
+        ended = done.reshape(-1)[row].view(units, beam)
+        more = of_language[row, word.reshape(-1)].view(units, beam)
+        anyway = anyway.reshape(-1)[row].view(units, beam) + torch.where(ended, 0, more)
+        said, done = said.flatten(0, 1)[row].view(units, beam, -1), ended | (word == STOP)
+        said[:, :, position + 1] = torch.where(ended, PAD, word)
+        states = [tuple(part[row] for part in state) for state in (first, second)]
+        if done.all():
+            break
+    return said, given, anyway
+
+
+def _allowed(said, done, last):
+    """Log-probabilities of what may follow: no mark but the end; nothing but the end where it is over, or at the last position."""
+    said = said.clone()
+    said[..., [PAD, START, UNKNOWN]] = -torch.inf
+    over = torch.full_like(said[0, 0], -torch.inf)
+    over[STOP] = 0
+    if last:
+        said[..., :STOP], said[..., STOP + 1 :] = -torch.inf, -torch.inf
+    return torch.where(done[..., None], over, said)
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #rc16b
 @dataclass(frozen=True)
 class Phrase:
     """A description that a `RegionCaptioner` considered."""
@@ -201,6 +240,15 @@ class Phrase:
     score: float  # given_regions - weight * anyway
 
 
+def _scaled(features, scale):
+    return (features - scale[0]) / scale[1]
+
+
+def _joined(words):
+    text = " ".join(word for word in words if word not in _MARKS)
+    return re.sub(r" ([^\w\s])", r"\1", text)
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #rc16c
 class RegionCaptioner:
     """A trained speaker and language model with their words. `encoder`: the fingerprint of the `StageFeatures` that they were trained on."""
 
@@ -278,54 +326,6 @@ class RegionCaptioner:
             model.load_state_dict({key.removeprefix(f"{name}."): value.float() for key, value in weights.items() if key.startswith(f"{name}.")})
             model.to(device or best_device())
         return cls(*models.values(), config["words"], scale, config["encoder"])
-
-
-def _scaled(features, scale):
-    return (features - scale[0]) / scale[1]
-
-
-def _joined(words):
-    text = " ".join(word for word in words if word not in _MARKS)
-    return re.sub(r" ([^\w\s])", r"\1", text)
-
-
-def _beam_search(speaker, language, seen, beam, length):
-    """(words (U, beam, length), log-probabilities by the speaker (U, beam), by the language model): the most likely by the speaker."""
-    units = len(seen)
-    seen = seen.repeat_interleave(beam, 0)
-    said = torch.full((units, beam, length + 1), PAD, device=seen.device)
-    said[:, :, 0] = START
-    given = torch.full((units, beam), -torch.inf, device=seen.device)
-    given[:, 0] = 0
-    anyway, done = torch.zeros_like(given), torch.zeros_like(given, dtype=torch.bool)
-    states = speaker.begin(units * beam, seen), language.begin(units * beam)
-    for position in range(length):
-        last = said[:, :, position].reshape(-1)
-        (of_speaker, first), (of_language, second) = speaker.step(last, states[0], seen), language.step(last, states[1])
-        allowed = _allowed(of_speaker.view(units, beam, -1), done, last=position == length - 1)
-        given, chosen = (given[..., None] + allowed).flatten(1).topk(beam, 1)
-        parent, word = chosen // allowed.shape[2], chosen % allowed.shape[2]
-        row = (torch.arange(units, device=seen.device)[:, None] * beam + parent).reshape(-1)
-        ended = done.reshape(-1)[row].view(units, beam)
-        more = of_language[row, word.reshape(-1)].view(units, beam)
-        anyway = anyway.reshape(-1)[row].view(units, beam) + torch.where(ended, 0, more)
-        said, done = said.flatten(0, 1)[row].view(units, beam, -1), ended | (word == STOP)
-        said[:, :, position + 1] = torch.where(ended, PAD, word)
-        states = [tuple(part[row] for part in state) for state in (first, second)]
-        if done.all():
-            break
-    return said, given, anyway
-
-
-def _allowed(said, done, last):
-    """Log-probabilities of what may follow: no mark but the end; nothing but the end where it is over, or at the last position."""
-    said = said.clone()
-    said[..., [PAD, START, UNKNOWN]] = -torch.inf
-    over = torch.full_like(said[0, 0], -torch.inf)
-    over[STOP] = 0
-    if last:
-        said[..., :STOP], said[..., STOP + 1 :] = -torch.inf, -torch.inf
-    return torch.where(done[..., None], over, said)
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc18
 def train_region_captioner(
