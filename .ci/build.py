@@ -60,11 +60,14 @@ def stale_modules(fresh):
 
 def notebook_faults(path, fresh):
     name, text = path.relative_to(ROOT), path.read_text()
-    cells = json.loads(text)["cells"]
+    content = json.loads(text)
+    cells = content["cells"]
     if len(text.encode()) > LARGEST_NOTEBOOK:
         yield f"{name}: {len(text.encode()) / 1e6:.1f} MB; keep stored outputs under 1 MB"
     if any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", ())):
         yield f"{name}: holds an error output"
+    if "widgets" in content["metadata"]:  # nbdev_clean leaves it, and it may weigh more than the notebook
+        yield f"{name}: holds the state of widgets; take metadata.widgets out"
     if (fresh / name).read_text() != text:
         yield f"{name}: is not clean; run `nbdev_clean`"
 

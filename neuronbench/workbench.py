@@ -32,7 +32,7 @@ from .evaluate.agreement import summary
 from .probe.recording import record
 from .widgets.browser import browse
 from .widgets.grid import card
-from .widgets.report import write_report
+from .widgets.report import method_settings, write_report
 from .widgets.tuners import tune
 
 # %% ../nbs/02_workbench.ipynb #d88d9e5b
@@ -126,7 +126,7 @@ class Workbench:
         units = range(self.recording[layer].sizes["unit"]) if units is None else units
         method = self.method(method, **settings)
         found = method(self.recording, self.images, units={layer: units})
-        self._settings |= {f"{name} of {layer}": repr(method) for name in found.method.unique()}
+        self._settings |= {f"{name} of {layer}": method_settings(method) for name in found.method.unique()}
         self.descriptions = replaced(self.descriptions, found)
         self.failures = found.attrs.get("failures", [])
         return found

@@ -68,6 +68,12 @@ def test_metadata_of_a_run_is_found(copy):
     assert "is not clean" in build(copy, "check").stdout
 
 
+def test_the_state_of_widgets_is_found(copy):
+    edit(copy / "nbs" / "index.ipynb", lambda content: content["metadata"].update(widgets={}))
+    done = build(copy, "check")
+    assert done.returncode == 1 and "holds the state of widgets" in done.stdout
+
+
 def test_a_large_notebook_is_found(copy):
     def add(content):
         content["cells"][0]["source"] = "x" * 1_100_000

@@ -1,6 +1,7 @@
 """The report: nothing from outside, text as text, units without words, and what cannot be reported."""
 
 import re
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from browser_lab import FLAGS, find_chromium
 from playwright.sync_api import expect, sync_playwright
 from test_study import HOSTILE, recording  # noqa: F401
 
-from neuronbench.widgets.report import write_report
+from neuronbench.widgets.report import method_settings, write_report
 
 
 def described(*rows):
@@ -32,6 +33,29 @@ def test_a_constant_that_beats_a_method_is_said_in_words(recording, tmp_path):  
     assert "said of every unit, gets 0.600. No better than that: A." in page and "<img src=x" not in page
     better = comparison.assign(mean=[0.7, 0.6])
     assert "No better than that" not in write_report(tmp_path / "r.html", recording, described((0, "red", "A")), better).read_text()
+
+
+def test_what_a_method_was_given_is_told_by_its_content():
+    @dataclass(frozen=True)
+    class Method:
+        words: object = field(repr=False)
+        labels: object = field(repr=False)
+        model: object = None
+        share: float = 0.5
+        prompt: str = field(default="say {}", repr=False)
+
+    class Model:
+        fingerprint = "abc"
+
+        def __repr__(self):
+            return "Model()"
+
+    labels = pd.DataFrame({"boat": [True, False]})
+    told = method_settings(Method(["a", "b"], labels, Model()))
+    assert told.splitlines()[0].endswith("Method(model=Model(), share=0.5)") and "words: 2 entries, fingerprint" in told and "prompt: 'say {}'" in told
+    assert told == method_settings(Method(["a", "b"], labels.copy(), Model()))
+    for other in (Method(["a", "c"], labels, Model()), Method(["a", "b"], ~labels, Model())):
+        assert method_settings(other) != told and method_settings(other).splitlines()[0] == told.splitlines()[0]
 
 
 def test_it_opens_offline_and_finds_units(recording, tmp_path):  # noqa: F811

@@ -197,7 +197,7 @@ def _bits(words):
     """Set bits along the last axis."""
     return np.bitwise_count(words).sum(-1, dtype=np.int64)
 
-
+# %% ../../nbs/describe/14_compositional.ipynb #0200aac5
 @dataclass(frozen=True, eq=False)
 class Extensions:
     """Counts (concept,) of what decides the IoU of one formula joined with each concept, in the images annotated for both."""
@@ -248,6 +248,23 @@ def extensions(scored: Scored, masks: Masks, at: np.ndarray, known: np.ndarray) 
         least=np.maximum(least, unit_both),
         most=np.minimum(rows, own).sum(0),
     )
+
+# %% ../../nbs/describe/14_compositional.ipynb #13d3955a
+def _distinct(candidates, beam_size):
+    """The first candidates of a stream that differ in their pixels, as long as they share any with the unit."""
+    beam = []
+    for candidate in candidates:
+        if candidate.iou == 0 or len(beam) == beam_size:
+            break
+        if not any(_same(candidate, other) for other in beam):
+            beam.append(candidate)
+    return beam
+
+
+def _same(one, other):
+    """Whether two formulas are known in the same images and cover the same pixels."""
+    return (one.iou == other.iou and np.array_equal(one.known, other.known) and np.array_equal(one.mask.images, other.mask.images)
+            and np.array_equal(one.mask.bits, other.mask.bits))
 
 # %% ../../nbs/describe/14_compositional.ipynb #13d39553
 class Search:
@@ -314,23 +331,6 @@ class Search:
         known, known_at = scored.known & self.masks.annotated[:, category], scored.known_at & self.known[category]
         return Scored((*scored.key, (join, concept)), scored.mask.joined(join, self.masks.concept(concept), known),
                       _JOINED[join](scored.at, self.at[concept]) & known_at, iou, known, known_at)
-
-
-def _distinct(candidates, beam_size):
-    """The first candidates of a stream that differ in their pixels, as long as they share any with the unit."""
-    beam = []
-    for candidate in candidates:
-        if candidate.iou == 0 or len(beam) == beam_size:
-            break
-        if not any(_same(candidate, other) for other in beam):
-            beam.append(candidate)
-    return beam
-
-
-def _same(one, other):
-    """Whether two formulas are known in the same images and cover the same pixels."""
-    return (one.iou == other.iou and np.array_equal(one.known, other.known) and np.array_equal(one.mask.images, other.mask.images)
-            and np.array_equal(one.mask.bits, other.mask.bits))
 
 # %% ../../nbs/describe/14_compositional.ipynb #2c2df70f
 @dataclass(frozen=True, eq=False)

@@ -259,7 +259,7 @@ class PatchTrace:
         outcome = repr(self.description) if self.failure is None else f"no description: {self.failure['reason']}"
         return f"PatchTrace of unit {self.unit} of {self.layer!r}: {outcome}"
 
-
+# %% ../../nbs/describe/15_patch_vocabulary.ipynb #68fd312f
 def _plot_trace(trace, phrases=8):
     import matplotlib.pyplot as plt
 

@@ -56,7 +56,7 @@ def untrained_captioner():
     start_mimetic(model.vision_model)
     return model
 
-
+# %% ../../nbs/embedded/09_captioner.ipynb #4b20e7fb
 def _placed(side, width):
     """(side * side, width): sines and cosines of a patch's column and row."""
     waves = 16 / side * 50 ** (-torch.arange(width // 4) * 4 / width)
@@ -83,7 +83,7 @@ def start_mimetic(
         value.copy_(size.sqrt()[:, None] * right)
         layer.self_attn.projection.weight.copy_(left * size.sqrt())
 
-
+# %% ../../nbs/embedded/09_captioner.ipynb #4b20e7fd
 def caption_processor():
     """The processor: pictures to 128 x 128, values to -2..2, and the tokenizer."""
     from transformers import BlipImageProcessor, BlipProcessor

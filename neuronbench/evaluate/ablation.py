@@ -243,7 +243,7 @@ def _hollow(output):
     """The output's structure without its tensors."""
     return tree_map(lambda leaf: None if isinstance(leaf, torch.Tensor) else leaf, output)
 
-
+# %% ../../nbs/evaluate/01_ablation.ipynb #6944ace0
 class _Downstream:
     """One batch at a time through the whole network, then any number of times through what lies behind a layer, without some units."""
 

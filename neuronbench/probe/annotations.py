@@ -72,7 +72,7 @@ class Annotations:
         counts = ", ".join(f"{name} ({len(concepts)} concepts)" for name, concepts in self.categories.items())
         return f"Annotations of {len(self)} images: {counts}"
 
-
+# %% ../../nbs/probe/08_annotations.ipynb #8d544e5c
 def _check_mask(mask, what, size):
     """A mask is boolean and has the image's proportions, to within a pixel. Errors: TypeError, ValueError."""
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
@@ -135,6 +135,35 @@ def _check_array(name, array, counts):
     if array.ndim != 4 or array.shape[:2] != counts:
         raise ValueError(f"the masks of {name!r} have shape {array.shape}: expected {counts[0]} images x {counts[1]} concepts x H x W")
 
+# %% ../../nbs/probe/08_annotations.ipynb #4a8856ca
+def _entries(cell):
+    """What a cell of the index lists."""
+    return [entry.strip() for entry in (cell or "").split(";") if entry.strip()]
+
+
+def _number(row, column, table):
+    """A whole number of a table. Errors: ValueError."""
+    if not (row[column] or "").strip().isdecimal():
+        raise ValueError(f"{table} has {row[column]!r} in the column {column!r}: expected a whole number")
+    return int(row[column])
+
+
+def _broden_masks(path, entry, size):
+    """Yield (label number, (H, W) bool) of a cell's entry: a number, which holds everywhere, or a PNG file of numbers R + 256 G."""
+    if entry.isdecimal():
+        yield int(entry), np.ones(size[::-1], bool)
+        return
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            if picture.mode not in ("RGB", "RGBA") or picture.size != size:
+                raise ValueError(f"the mask {entry!r} is {picture.mode}, {picture.size[0]} x {picture.size[1]} pixels: expected RGB, {size[0]} x {size[1]}")
+            channels = np.asarray(picture).astype(np.int32)
+    except (OSError, SyntaxError) as error:  # missing, cut short, or no PNG file
+        raise OSError(f"the mask {entry!r} in {str(path.parent)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    numbers = channels[..., 0] + 256 * channels[..., 1]
+    for number in np.unique(numbers[numbers > 0]):
+        yield int(number), numbers == number
+
 # %% ../../nbs/probe/08_annotations.ipynb #4a8856cc
 class _Broden:
     """The tables of a folder in Broden's layout, and the masks of an image."""
@@ -191,35 +220,6 @@ class _Broden:
     def fingerprint(self) -> str:
         paths = [self.folder / "images" / name for name in self._files]
         return content_key(self.names, self.rows, _files_key(paths, self._files))
-
-
-def _entries(cell):
-    """What a cell of the index lists."""
-    return [entry.strip() for entry in (cell or "").split(";") if entry.strip()]
-
-
-def _number(row, column, table):
-    """A whole number of a table. Errors: ValueError."""
-    if not (row[column] or "").strip().isdecimal():
-        raise ValueError(f"{table} has {row[column]!r} in the column {column!r}: expected a whole number")
-    return int(row[column])
-
-
-def _broden_masks(path, entry, size):
-    """Yield (label number, (H, W) bool) of a cell's entry: a number, which holds everywhere, or a PNG file of numbers R + 256 G."""
-    if entry.isdecimal():
-        yield int(entry), np.ones(size[::-1], bool)
-        return
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            if picture.mode not in ("RGB", "RGBA") or picture.size != size:
-                raise ValueError(f"the mask {entry!r} is {picture.mode}, {picture.size[0]} x {picture.size[1]} pixels: expected RGB, {size[0]} x {size[1]}")
-            channels = np.asarray(picture).astype(np.int32)
-    except (OSError, SyntaxError) as error:  # missing, cut short, or no PNG file
-        raise OSError(f"the mask {entry!r} in {str(path.parent)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    numbers = channels[..., 0] + 256 * channels[..., 1]
-    for number in np.unique(numbers[numbers > 0]):
-        yield int(number), numbers == number
 
 # %% ../../nbs/probe/08_annotations.ipynb #0305c96c
 def annotations_from_broden(
