@@ -10,6 +10,7 @@ __all__ = ['PACKAGES', 'demo', 'save_results', 'lessons', 'lab', 'load_target', 
 # %% ../nbs/03_cli.ipynb #4c33d121
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -291,14 +292,15 @@ def serve_study(
     host="127.0.0.1",
     port=8866,
 ) -> int:
-    """Print each rater's link and serve the study until it is interrupted; returns the server's exit status. Errors: FileNotFoundError."""
+    """Print each rater's link and serve the study until it is interrupted or ended; returns the server's exit status. Errors: those of `serve`."""
     from neuronbench.evaluate.study import Study
     from neuronbench.widgets.rating import serve
 
     study = Study(folder)
+    server = serve(folder, host, port)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     for row in study.links(f"http://{host}:{port}").merge(study.progress()).itertuples():
         print(f"{row.rater} ({row.answered} of {row.asked} answered): {row.link}", flush=True)
-    server = serve(folder, host, port)
     try:
         return server.wait()
     except KeyboardInterrupt:
@@ -362,7 +364,7 @@ def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return run(arguments) or 0
-    except (ValueError, LookupError, OSError) as error:
+    except (ValueError, LookupError, OSError, ModuleNotFoundError) as error:
         print(f"neuronbench: {error}", file=sys.stderr)
         return 2
 

@@ -74,6 +74,19 @@ def test_serving_what_is_no_study_ends_in_one_sentence(tmp_path, capsys):
     assert "no study.sqlite" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_and_a_missing_voila_end_in_one_sentence(study, capsys, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["study", "serve", str(study.folder), "--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert f"port {port} of 127.0.0.1 cannot be had" in said.err and "rater=" not in said.out  # no link leads elsewhere
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["study", "serve", str(study.folder)]) == 2
+    assert "pip install 'neuronbench[study]'" in capsys.readouterr().err
+
+
 def test_a_raters_process_is_light():
     code = "import sys, neuronbench.widgets.rating; print([name for name in ('torch', 'pandas', 'matplotlib') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -186,7 +199,29 @@ def test_an_edited_link_shows_one_sentence(study, chromium):
         assert page.locator(".nb-rating").count() == 0 and "Traceback" not in page.content()
 
 
+def test_the_command_prints_links_that_work_and_ends_its_server(study):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", f"from neuronbench.cli import main; main(['study', 'serve', {str(study.folder)!r}, '--port', '{port}'])"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        links = [process.stdout.readline().split()[-1] for _ in range(2)]
+        until = time.monotonic() + 60
+        while not answers(port) and time.monotonic() < until:
+            time.sleep(0.3)
+        status, page = fetched(links[1])
+        process.terminate()
+        assert process.wait(30) is not None and status == 200 and "kernelId" in page
+    assert [link.partition("?")[0] for link in links] == [f"http://127.0.0.1:{port}/"] * 2 and not answers(port)
+
+
 # without the page
+
+def answers(port):
+    """Whether something listens there."""
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
 
 def fetched(address):
     """(status, text) of an address of the study's server."""

@@ -8,6 +8,7 @@ __all__ = ['Rating', 'rating_page', 'serve']
 # %% ../../nbs/widgets/10_rating.ipynb #rat02
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,23 +85,37 @@ _CELL = """import os
 from neuronbench.widgets.rating import rating_page
 rating_page(os.environ["NEURONBENCH_STUDY"], os.environ.get("QUERY_STRING", ""))"""
 
-
+# %% ../../nbs/widgets/10_rating.ipynb #rat13
 def serve(
     folder,  # of the study
     host: str = "127.0.0.1",  # of this machine; another address shows the study to others
     port: int = 8866,
 ) -> subprocess.Popen:
-    """Serve a study to several raters at once, each with a process of 75 MB; the server runs until it is ended. Errors: FileNotFoundError for a folder without a study, ModuleNotFoundError without Voila."""
+    """Serve a study to several raters at once, each with a process of 75 MB; the server runs until it is ended.
+
+    Errors: FileNotFoundError for a folder without a study; ModuleNotFoundError without Voila; OSError for a port that cannot be had.
+    """
     import importlib.util
 
     study = study_file(Path(folder).absolute()).parent
     if importlib.util.find_spec("voila") is None:
         raise ModuleNotFoundError("serving a study needs Voila: pip install 'neuronbench[study]'")
+    _check_port(host, port)
     page = cache_folder("study") / "rating.ipynb"  # not beside the study: Voila gives away what lies beside its notebook
     page.write_text(json.dumps(_notebook()))
-    command = [sys.executable, "-m", "voila", str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--show_tracebacks=False",
+    command = [sys.executable, "-m", "voila", str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--Voila.port_retries=0", "--show_tracebacks=False",
                "--strip_sources=True", "--MappingKernelManager.cull_idle_timeout=3600", "--MappingKernelManager.cull_interval=300"]
     return subprocess.Popen(command, env={**os.environ, "NEURONBENCH_STUDY": str(study)}, cwd=page.parent)
+
+
+def _check_port(host, port):
+    """Voila would go to another port than the links name, or end without a word."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((host, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {host} cannot be had ({error.strerror}): choose another port") from error
 
 
 def _notebook():
