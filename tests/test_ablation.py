@@ -453,5 +453,5 @@ def test_only_descriptions_that_tell_classes_apart_count():
     assert described_drops(ablation, odd, HAS).values.tolist() == []
     twice = described_drops(ablation, pd.concat([words((3, "wings", "A"), (3, "horns", "A")), words((3, "horns", "A")).assign(layer="other")]), HAS)
     assert twice.description.tolist() == ["wings"]
-    with pytest.raises(KeyError, match="says nothing of the classes bee: expected a row for each class"):
+    with pytest.raises(ValueError, match="says nothing of the classes bee: expected a row for each class"):
         described_drops(ablation, words((3, "wings", "A")), HAS.drop("bee"))

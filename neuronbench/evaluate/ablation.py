@@ -463,12 +463,12 @@ def described_drops(
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, having, lacking (mean drops of accuracy of the classes that have it, and of the others), difference.
 
-    Only for ablated units whose description is a column of `has`, and is true of some classes and not of all. Errors: KeyError for classes that `has` lacks.
+    Only for ablated units whose description is a column of `has`, and is true of some classes and not of all. Errors: ValueError for classes that `has` lacks.
     """
     drops = ablation.drops
     missing = drops.columns.difference(has.index)
     if len(missing):
-        raise KeyError(f"`has` says nothing of the classes {', '.join(map(str, missing[:5]))}: expected a row for each class of the ablation")
+        raise ValueError(f"`has` says nothing of the classes {', '.join(map(str, missing[:5]))}: expected a row for each class of the ablation")
     true_of = has.loc[drops.columns].astype(bool)
     telling = true_of.columns[true_of.any() & ~true_of.all()]
     own = descriptions[(descriptions.layer == ablation.layer) & descriptions.unit.isin(drops.index)].drop_duplicates(["unit", "method"])
