@@ -6,6 +6,8 @@
 __all__ = ['SIZE', 'TRAINING_SEED', 'HELD_OUT_SEED', 'texture_share', 'palette', 'draw_thing', 'draw_shadow', 'render', 'Scenes']
 
 # %% ../../nbs/embedded/04_rendering.ipynb #fce9a356
+import functools
+
 import numpy as np
 from PIL import Image
 
@@ -162,6 +164,13 @@ def _masks(scene, words, numbers):
     return masks
 
 # %% ../../nbs/embedded/04_rendering.ipynb #a6a1cccc
+@functools.lru_cache(2048)
+def _drawn(scene):
+    """`render`, with the masks as bits."""
+    image, masks = render(scene)
+    return image, {concept: np.packbits(mask) for concept, mask in masks.items()}
+
+
 class Scenes:
     """A data set of scenes, drawn when asked for. It pickles small, so that worker processes can draw in parallel."""
 
@@ -184,11 +193,11 @@ class Scenes:
         return len(self.scenes)
 
     def __getitem__(self, position):
-        return Image.fromarray(render(self.scenes[position])[0])
+        return Image.fromarray(_drawn(self.scenes[position])[0])
 
     def masks(self, position: int) -> dict:
         """{concept: (128, 128) bool} of one scene."""
-        return render(self.scenes[position])[1]
+        return {concept: np.unpackbits(bits).reshape(SIZE, SIZE).view(bool) for concept, bits in _drawn(self.scenes[position])[1].items()}
 
     @property
     def classes(self) -> list:
