@@ -327,6 +327,34 @@ class RegionCaptioner:
             model.to(device or best_device())
         return cls(*models.values(), config["words"], scale, config["encoder"])
 
+# %% ../../nbs/foundation/09_region_captioner.ipynb #rc18a
+def _examples(features, descriptions):
+    """[(unit, description)]."""
+    if np.ndim(features) != 3 or len(features) != len(descriptions):
+        raise ValueError(f"features of shape {np.shape(features)} and descriptions of {len(descriptions)} units: expected units x regions x F, and as many units")
+    pairs = [(unit, text) for unit, own in enumerate(descriptions) for text in own if text.strip()]
+    if not pairs:
+        raise ValueError("no description to learn from: all are empty")
+    return pairs
+
+
+def _parts(examples, size):
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
+def _stepped(optimizer, models, loss):
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(models.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def _measured(models, loss_of, examples, size):
+    models.eval()
+    return float(np.mean([loss_of(part).item() for part in _parts(examples, size)]))
+
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc18
 def train_region_captioner(
     features: np.ndarray,  # (U, M, F) float32: M regions of each unit
@@ -379,34 +407,6 @@ def train_region_captioner(
     if best[1]:
         models.load_state_dict(best[1])
     return RegionCaptioner(*models, words, scale, encoder), losses
-
-
-def _examples(features, descriptions):
-    """[(unit, description)]."""
-    if np.ndim(features) != 3 or len(features) != len(descriptions):
-        raise ValueError(f"features of shape {np.shape(features)} and descriptions of {len(descriptions)} units: expected units x regions x F, and as many units")
-    pairs = [(unit, text) for unit, own in enumerate(descriptions) for text in own if text.strip()]
-    if not pairs:
-        raise ValueError("no description to learn from: all are empty")
-    return pairs
-
-
-def _parts(examples, size):
-    return [examples[start : start + size] for start in range(0, len(examples), size)]
-
-
-def _stepped(optimizer, models, loss):
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(models.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-@torch.no_grad()
-def _measured(models, loss_of, examples, size):
-    models.eval()
-    return float(np.mean([loss_of(part).item() for part in _parts(examples, size)]))
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rcnet1
 def train_by_network(
