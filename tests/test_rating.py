@@ -94,14 +94,32 @@ def test_a_raters_process_is_light():
 
 # in the browser
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def listening(port):
+    """Whether something listens there."""
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(port, process, seconds=60):
+    """Until a port is listened to by a process that has not ended."""
+    until = time.monotonic() + seconds
+    while not listening(port):
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < until, f"the server did not answer within {seconds} s"
+        time.sleep(0.3)
+
+
 class Served:
     """The study on a loopback port; `kill` ends the server by its id as a power cut would, `start` starts it again at the same address."""
 
     def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.folder, self.port = folder, free_port()
 
     def __enter__(self):
         self.start()
@@ -111,18 +129,9 @@ class Served:
         self.server.terminate()
         self.server.wait(30)
 
-    def start(self, seconds=60):
+    def start(self):
         self.server = serve(self.folder, port=self.port)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            assert self.server.poll() is None, "Voila ended"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/voila/static/nothing", timeout=2)
-            except urllib.error.HTTPError:
-                return
-            except OSError:
-                time.sleep(0.3)
-        raise TimeoutError(f"Voila did not answer within {seconds} s")
+        wait_for(self.port, self.server)
 
     def kill(self):
         self.server.kill()
@@ -200,28 +209,20 @@ def test_an_edited_link_shows_one_sentence(study, chromium):
 
 
 def test_the_command_prints_links_that_work_and_ends_its_server(study):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", f"from neuronbench.cli import main; main(['study', 'serve', {str(study.folder)!r}, '--port', '{port}'])"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        links = [process.stdout.readline().split()[-1] for _ in range(2)]
-        until = time.monotonic() + 60
-        while not answers(port) and time.monotonic() < until:
-            time.sleep(0.3)
-        status, page = fetched(links[1])
-        process.terminate()
-        assert process.wait(30) is not None and status == 200 and "kernelId" in page
-    assert [link.partition("?")[0] for link in links] == [f"http://127.0.0.1:{port}/"] * 2 and not answers(port)
+        try:
+            links = [process.stdout.readline().split()[-1] for _ in range(2)]
+            wait_for(port, process)
+            status, page = fetched(links[1])
+        finally:
+            process.terminate()
+    assert status == 200 and "kernelId" in page and [link.partition("?")[0] for link in links] == [f"http://127.0.0.1:{port}/"] * 2
+    assert not listening(port)
 
 
 # without the page
-
-def answers(port):
-    """Whether something listens there."""
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
-
 
 def fetched(address):
     """(status, text) of an address of the study's server."""
@@ -249,6 +250,8 @@ def answered(kernel_socket, message):
             continue
         if reply["parent_header"].get("msg_id") == message:
             kinds.append(reply["msg_type"])
+            if reply["content"].get("execution_state") == "idle":
+                break
     return kinds
 
 

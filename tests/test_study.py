@@ -215,7 +215,7 @@ os.kill(os.getpid(), 9)"""
 
 
 def test_many_raters_answer_at_the_same_time(recording, tmp_path):
-    """Every rater clicks through all their questions in a thread of his own, as the served pages do in processes."""
+    """Every rater clicks through all their questions in a thread of their own, as the served pages do in processes."""
     made = Study.design(tmp_path / "busy", described(range(6)), recording, raters=8, per_unit=8)
 
     def rate(session):

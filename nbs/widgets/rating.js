@@ -94,15 +94,16 @@ class RatingView {
   }
 
   rate(row, value) {
-    if (this.leaving) return this.paint();
-    this.ratings[row] = value;
-    this.focus(row);
-    this.send(false);
+    this.change(row, () => (this.ratings[row] = value));
   }
 
   pick(row) {
+    this.change(row, () => (this.best = row));
+  }
+
+  change(row, apply) {
     if (this.leaving) return this.paint();
-    this.best = row;
+    apply();
     this.focus(row);
     this.send(false);
   }

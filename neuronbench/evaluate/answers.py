@@ -141,7 +141,7 @@ class Session:
             _, options = self._task(database, place)
             _check_answer(ratings, best, complete, len(options))
             before = database.execute("SELECT complete FROM answer WHERE rater = ? AND place = ?", (self._rater, place)).fetchone() or (False,)
-            complete = complete or bool(before[0]) and best is not None and None not in ratings
+            complete = complete or bool(before[0]) and _is_whole(ratings, best)
             kept = json.dumps({str(option): rating for option, rating in zip(options, ratings) if rating is not None})
             database.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
                              (self._rater, place, kept, None if best is None else options[best], bool(complete)))
@@ -163,5 +163,9 @@ def _check_answer(ratings, best, complete, count):
     right = isinstance(ratings, list) and len(ratings) == count and all(rating is None or (type(rating) is int and 1 <= rating <= 5) for rating in ratings)
     if not right or not (best is None or (type(best) is int and 0 <= best < count)):
         raise ValueError(f"ratings {ratings!r} and best {best!r}: expected {count} whole numbers from 1 to 5 or None, and a position below {count} or None")
-    if complete and (best is None or None in ratings):
+    if complete and not _is_whole(ratings, best):
         raise ValueError("a complete answer rates every description and picks the best")
+
+
+def _is_whole(ratings, best):
+    return best is not None and None not in ratings
