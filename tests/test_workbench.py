@@ -1,0 +1,121 @@
+"""The notebook's door: everything that can be known before the images are recorded is checked before."""
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from torch import nn
+from torchvision.transforms import ToTensor
+
+import neuronbench as nb
+
+
+class Counting(nn.Conv2d):
+    """A convolution that counts the images it has seen."""
+
+    seen = 0
+
+    def forward(self, batch):
+        self.seen += len(batch)
+        return super().forward(batch)
+
+
+class Painter:
+    """Anything that is no CLIP."""
+
+    def paint(self, prompts, count):
+        return []
+
+
+def pictures(count=40, labels=None):
+    chance = np.random.default_rng(0)
+    return nb.ProbingSet.from_images([Image.fromarray(chance.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(count)], labels)
+
+
+def bench_of(images, **given):
+    given = {"clip": nb.world().clip, "concepts": ["red", "blue"]} | given
+    return nb.Workbench(nb.Target(nn.Sequential(Counting(3, 4, 3)), ["0"], ToTensor()), images, **given)
+
+
+TABLE = pd.DataFrame({"red": [True, False] * 20})
+
+
+@pytest.mark.parametrize("asked, given, error, sentence", [
+    ({"layer": "1"}, {}, KeyError, "no layer '1'"),
+    ({"method": "clip-disect"}, {}, KeyError, "did you mean 'clip-dissect'"),
+    ({"similarty": "cos"}, {}, KeyError, "no setting of clip-dissect 'similarty'; did you mean 'similarity'"),
+    ({"similarity": "soft-wpmi"}, {}, KeyError, "did you mean 'soft_wpmi'"),
+    ({"pool": "maximum"}, {}, KeyError, "did you mean 'max'"),
+    ({"units": 3}, {}, TypeError, r"\[3\]"),
+    ({}, {"clip": "ViT-B-16"}, TypeError, "clip is 'ViT-B-16', which cannot embed_images"),
+    ({"clip": Painter()}, {}, TypeError, "cannot embed_images"),
+    ({}, {"concepts": []}, ValueError, "empty concept set"),
+    ({}, {"concepts": "/no/such/file.txt"}, FileNotFoundError, "/no/such/file.txt"),
+    ({"method": "invert"}, {}, ValueError, r"invert needs labels: give Workbench\(concept_labels=..."),
+    ({"method": "invert"}, {"concept_labels": TABLE[:7]}, ValueError, "7 rows of labels for 40 images"),
+    ({"method": "invert", "length": 0}, {"concept_labels": TABLE}, ValueError, "length and beam_size of at least 1"),
+    ({"method": "network-dissection"}, {}, ValueError, r"network-dissection needs annotations: give Workbench\(annotations=..."),
+    ({"method": "compositional"}, {}, ValueError, "segmenter=..."),
+    ({"method": "compositional", "segmenter": Painter()}, {}, TypeError, r"cannot segment\(\)"),
+    ({"method": "falcon"}, {}, ValueError, r"falcon needs captions: give Workbench\(captions=..."),
+    ({"method": "falcon"}, {"captions": "/no/such/file.txt"}, FileNotFoundError, "/no/such/file.txt"),
+    ({"method": "falcon"}, {"captions": ["  "]}, ValueError, "empty caption corpus"),
+    ({"method": "milan"}, {}, ValueError, r"milan needs region captioner: give Workbench\(region_captioner=..."),
+    ({"method": "patch-vocabulary"}, {}, ValueError, r"patch-vocabulary needs classes: give Target\(..., classes="),
+    ({"method": "describe-and-dissect"}, {"captioner": Painter(), "chat": nb.Consensus(), "painter": Painter()}, TypeError, r"cannot captions\(\)"),
+])
+def test_what_is_wrong_is_said_before_an_image_is_seen(asked, given, error, sentence):
+    bench = bench_of(pictures(), **given)
+    with pytest.raises(error, match=sentence) as caught:
+        bench.describe(**{"layer": "0"} | asked)
+    assert "\n" not in str(caught.value) and bench.target.model[0].seen == 0
+
+
+def test_annotations_of_other_images_are_refused_before_an_image_is_seen():
+    other = pictures(3)
+    masks = nb.annotations_from_arrays(other, {"object": np.ones((3, 1, 16, 16), bool)}, {"object": ["boat"]})
+    bench = bench_of(pictures(), annotations=masks)
+    with pytest.raises(ValueError, match="annotations are of 3 other images than the 40"):
+        bench.describe("0", method="network-dissection")
+    assert bench.target.model[0].seen == 0
+
+
+@pytest.mark.parametrize("units", [[4], [-1], [0, 99]])
+def test_a_unit_that_does_not_exist_costs_no_recording(units):
+    bench = bench_of(pictures())
+    with pytest.raises(ValueError, match="4 units, numbered 0 to 3; there is no unit"):
+        bench.describe("0", units=units)
+    assert bench.target.model[0].seen < 20  # one image, a few times, and not all forty
+
+
+def test_the_first_image_that_can_be_read_tells_the_units(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no image")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    bench = bench_of(nb.ProbingSet.from_folder(tmp_path))
+    with pytest.raises(ValueError, match="there is no unit 7"):
+        bench.check("0", units=[7])
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(ValueError, match="none of the 1 images can be read; the last: image '0.png'"):
+        bench_of(nb.ProbingSet.from_folder(tmp_path)).check("0", units=[7])
+
+
+@pytest.mark.parametrize("store", [None, "recording.zarr"])
+def test_a_pooling_is_recorded_when_it_is_asked_for(store, tmp_path):
+    bench = bench_of(pictures(labels=["a", "b"] * 20), store=store and tmp_path / store)
+    means, maxima = (bench.describe("0", method="invert", pool=pool).score for pool in (None, "max"))
+    by_hand = nb.record(bench.target, bench.images, pool=("max",), progress=False)
+    expected = nb.INVERT(pool="max")(by_hand, bench.images).score
+    assert maxima.tolist() == expected.tolist() != means.tolist()
+    assert bench.recorded("0", "max") is bench.recorded("0", "max") and bench.recorded("0") is bench.recording
+
+
+def test_a_bench_records_the_poolings_that_it_is_given():
+    bench = bench_of(pictures(), pool=["mean", "max"])
+    assert bench.recorded("0", "max") is bench.recording and (bench.recording.pooled("0", "max") >= bench.recording["0"]).all()
+    with pytest.raises(KeyError, match="did you mean 'max'"):
+        bench_of(pictures(), pool="maximal")
+
+
+def test_a_segmenter_goes_before_the_annotations_of_the_bench():
+    world = nb.world()
+    method = nb.Workbench.demo().method("network-dissection", segmenter=world.segmenter)
+    assert method.annotations is None and method.segmenter is world.segmenter
