@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "ProbingSet": "probe.images",
     "Target": "probe.target",
+    "Layout": "probe.layout",
+    "layers": "probe.layout",
     "record": "probe.recording",
     "Recording": "probe.recording",
     "exemplars": "probe.exemplars",

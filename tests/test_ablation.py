@@ -1,6 +1,7 @@
 """Unit ablation: what is set to 0, that it equals zero weights, that the network is restored, and that only what lies behind a layer runs again."""
 
 import copy
+import threading
 import warnings
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 
 from neuronbench.evaluate.ablation import Ablation, _Passes, _place, ablated, class_accuracy, described_drops, unit_ablation
 from neuronbench.probe.images import BadImage, ProbingSet
-from neuronbench.probe.target import Target, _evaluating
+from neuronbench.probe.hooks import evaluating
+from neuronbench.probe.target import Target
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -90,9 +92,12 @@ def hugging_face_vit():
     return ViTForImageClassification(ViTConfig(**sizes, num_labels=3))
 
 
-def target_of(make, layer):
+CALLS = {"blocks.1.relu": 2}  # of the layers that run several times in one pass
+
+
+def target_of(make, layer, calls=CALLS):
     torch.manual_seed(0)
-    return Target(make().eval(), [layer], preprocess, classes=NAMES, device="cpu")
+    return Target(make().eval(), [layer], preprocess, classes=NAMES, device="cpu", calls={name: call for name, call in calls.items() if name == layer})
 
 
 def pictures(count=24):
@@ -107,7 +112,7 @@ def batch_of(images):
 
 
 def scores_of(target, batch):
-    with torch.inference_mode(), _evaluating(target.model):
+    with torch.inference_mode(), evaluating(target.model):
         output = target.model(batch)
     return output if isinstance(output, torch.Tensor) else output.logits
 
@@ -236,9 +241,9 @@ LAYERS += [(swin, "features.1"), (hugging_face_vit, "vit.layers.0"), (hugging_fa
 @pytest.mark.parametrize("make, layer", LAYERS, ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_a_replay_gives_the_scores_of_a_whole_pass(images, make, layer):
     target, batch = target_of(make, layer), batch_of(images)[:4]
-    with warnings.catch_warnings(), torch.inference_mode(), _evaluating(target.model):
+    with warnings.catch_warnings(), target.running():
         warnings.simplefilter("error")
-        whole, *replayed = _Passes(target, _place(target, layer), [0, 2])(batch)
+        whole, *replayed = _Passes(target, _place(target, layer), [0, 2], batch[0])(batch)
     expected = scores_of(target, batch)
     torch.testing.assert_close(whole, expected)
     for unit, scores in zip([0, 2], replayed, strict=True):
@@ -272,8 +277,8 @@ def test_the_way_to_the_layer_runs_once_whatever_the_number_of_units(images):
 
 def test_only_what_is_read_again_is_kept(images):
     target = target_of(small_net, "blocks.1.conv2")
-    passes = _Passes(target, _place(target, "blocks.1.conv2"), [0])
-    with torch.inference_mode(), _evaluating(target.model):
+    passes = _Passes(target, _place(target, "blocks.1.conv2"), [0], batch_of(images)[0])
+    with target.running():
         list(passes(batch_of(images)))
     kept = {number for number, output in passes.downstream.recorded.items() if output is not None}
     calls = {"first": 0, "stem": 1, "norm": 2, "blocks.0": 3, "conv1": 4, "bn1": 5, "relu": 6, "conv2": 7}
@@ -306,13 +311,68 @@ def test_where_it_cannot_be_replayed_each_unit_costs_a_whole_pass_and_a_warning_
     pd.testing.assert_frame_equal(found.after, expected.after)  # a factor changes no highest score
 
 
-def test_weights_that_are_used_twice_are_ablated_at_each_use(images):
-    target = target_of(TwiceThroughOneLayer, "conv")
-    with pytest.warns(UserWarning, match="the layer runs 2 times in one pass"):
-        found = unit_ablation(target, images, "conv", progress=False)
-    for unit in range(3):
-        expected = class_accuracy(without_weights(target, "conv", None, [unit]), images, progress=False)
-        pd.testing.assert_series_equal(found.after.loc[unit], expected, check_names=False)
+@pytest.mark.parametrize("call", [1, 2])
+def test_of_weights_that_are_used_twice_the_call_that_is_recorded_is_ablated(images, call):
+    target = target_of(TwiceThroughOneLayer, "conv", {"conv": call})
+    network, batch = target.model, batch_of(images)
+    found = unit_ablation(target, images, "conv", progress=False)
+    with torch.no_grad():
+        for unit in range(3):
+            first = network.conv(batch)
+            first[:, unit] *= call != 1
+            second = network.conv(torch.relu(first))
+            second[:, unit] *= call != 2
+            expected = network.fc(second.mean((2, 3)))
+            with ablated(target, "conv", unit):
+                torch.testing.assert_close(scores_of(target, batch), expected)
+            right = (expected.argmax(1).numpy() == images.labels).mean()
+            assert np.average(found.after.loc[unit], weights=found.images) == pytest.approx(right)
+
+
+def test_a_layer_that_runs_twice_is_refused_where_no_call_is_said(images):
+    with pytest.raises(ValueError, match="runs 2 times in one pass; say which call counts"):
+        unit_ablation(target_of(TwiceThroughOneLayer, "conv", {}), images, "conv", progress=False)
+
+
+def test_another_thread_sees_the_whole_network(images):
+    target, batch = target_of(small_net, "blocks.1.conv1"), batch_of(images)[:4]
+    expected, found = scores_of(target, batch), []
+    with ablated(target, "blocks.1.conv1", [0, 1, 2]):
+        other = threading.Thread(target=lambda: found.append(scores_of(target, batch)))
+        other.start()
+        other.join()
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_floating_type(images, kind):
+    target = target_of(small_net, "blocks.1.conv1")
+    expected = unit_ablation(target, images, "blocks.1.conv1", [0], progress=False)
+    other = target_of(small_net, "blocks.1.conv1")
+    other.model.to(kind)
+    found = unit_ablation(other, images, "blocks.1.conv1", [0], progress=False)
+    assert np.abs(found.after.values - expected.after.values).max() <= (0 if kind == torch.float64 else 0.2)
+
+
+def test_a_network_that_was_compiled_in_place(images):
+    expected = unit_ablation(target_of(small_net, "blocks.1.conv1"), images, "blocks.1.conv1", progress=False)
+    target = target_of(small_net, "blocks.1.conv1")
+    target.model.compile(backend="eager")
+    target.model(batch_of(images)[:2])
+    pd.testing.assert_frame_equal(unit_ablation(target, images, "blocks.1.conv1", progress=False).after, expected.after)
+
+
+def test_what_gives_no_class_scores_says_so(images):
+    class Boxes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return [{"boxes": one} for one in self.conv(x)]
+
+    with pytest.raises(ValueError, match="Boxes gives .*: expected class scores .*, which detectors and segmentation networks do not have"):
+        class_accuracy(target_of(Boxes, "conv"), images, progress=False)
 
 
 # accuracies

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 from PIL import Image
 
 import neuronbench as nb
@@ -149,9 +150,14 @@ def method():
 def forwards(recording):
     """How many images went through the target, one number for each pass."""
     passes = []
-    hook = recording.target.model.conv.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    hook = count_passes(recording.target.model.conv, passes)
     yield passes
     hook.remove()
+
+
+def count_passes(watched, passes):
+    """A hook for all modules, as one that a user puts on the network is part of its key."""
+    return register_module_forward_hook(lambda module, inputs, output: passes.append(len(output)) if module is watched else None)
 
 
 def told(method, recording, units=(0, 1, 2), **options):
@@ -300,7 +306,7 @@ def test_stopped_anywhere_the_next_call_continues(monkeypatch, tmp_path):
     def run(stop_at, folder):
         monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / folder))
         recording, forwards = recorded(squares()), []
-        recording.target.model.conv.register_forward_hook(lambda module, inputs, output: forwards.append(len(output)))
+        hook = count_passes(recording.target.model.conv, forwards)
         method, steps = DescribeAndDissect(Captioner(), Chat(), Painter(), CLIP(), image_size=48), []
 
         def watch(step, done, total):
@@ -313,6 +319,7 @@ def test_stopped_anywhere_the_next_call_continues(monkeypatch, tmp_path):
             with pytest.raises(Stopped):
                 told(method, recording, watch=watch)
         table = told(method, recording)
+        hook.remove()
         return table, sum(forwards), method, steps
 
     expected, images, whole, _ = run(0, "whole")

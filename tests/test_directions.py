@@ -58,13 +58,13 @@ def pictures(count=40, side=16):
 
 def recorded(layers, network=None, pool=("mean",), images=None):
     torch.manual_seed(0)
-    target = Target(network or Reused(), layers, preprocess, classes=list("abcd"), device="cpu")
+    target = Target(network or Reused(), layers, preprocess, classes=list("abcd"), device="cpu", calls={"relu": 2} if "relu" in layers else None)
     return nb.record(target, nb.ProbingSet.from_images(images or pictures()), pool=pool, progress=False)
 
 
 def layer_output(recording, layer):
     batch = torch.stack([preprocess(recording.images[i]) for i in range(len(recording.images))])
-    return Target(recording.target.model, [layer], preprocess, device="cpu").activations(batch)[layer]
+    return recording.target.at(layer).activations(batch)[layer]
 
 
 def matrix(directions=5, units=6, seed=0):
@@ -118,7 +118,7 @@ def test_tokens_keep_their_class_token_and_maps():
 def test_network_answers_as_before_and_flags_and_hooks_are_left_alone():
     recording = recorded(["relu"])
     network = recording.target.model.train()
-    directed = DirectedNetwork(network, "relu", Projection(nn.Linear(6, 3)))
+    directed = DirectedNetwork(network, "relu", Projection(nn.Linear(6, 3)), recording.layouts["relu"])
     batch = torch.rand(2, 3, 16, 16)
     Target(directed, ["relu"], preprocess, device="cpu").activations(batch)
     assert network.training and not any(module._forward_hooks for module in directed.modules())
@@ -277,7 +277,7 @@ def test_bad_images_stay_bad(tmp_path):
         picture.save(tmp_path / f"{number}.png")
     (tmp_path / "2.png").write_bytes(b"no image")
     torch.manual_seed(0)
-    recording = nb.record(Target(Reused(), ["relu"], preprocess, device="cpu"), nb.ProbingSet.from_folder(tmp_path), progress=False)
+    recording = nb.record(Target(Reused(), ["relu"], preprocess, device="cpu", calls={"relu": 2}), nb.ProbingSet.from_folder(tmp_path), progress=False)
     found = Directions(recording, matrix(), progress=False)
     assert found.bad_images.id.tolist() == ["2.png"] and 2 not in found["relu"].image
     assert np.allclose(found["relu"], recording["relu"].values @ matrix().T, atol=1e-5)

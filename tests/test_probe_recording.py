@@ -87,21 +87,39 @@ def test_missing_layers_units_and_pools():
         recorded(noise(3), on_bad_image="skp")
 
 
-def test_tokens_are_recorded_by_their_class_token():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block = nn.Linear(3, 5)
+class Tokens(nn.Module):
+    """Tokens (B, front + 9, 5): `front` of them before the 3 x 3 patches of a picture of 9 x 9."""
 
-        def forward(self, x):
-            return self.block(x.flatten(2).transpose(1, 2))
+    def __init__(self, front):
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 5, 3, 3), nn.Identity()
+        self.cls_token = nn.Parameter(torch.full((1, front, 5), 9.0)) if front else None
 
-    model, pictures = Tokens(), noise(4)
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.block(tokens if self.cls_token is None else torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1))
+
+
+@pytest.mark.parametrize("front", [0, 1])
+def test_tokens_are_recorded_by_their_class_token_or_the_mean_of_their_patches(front):
+    model, pictures = Tokens(front), noise(4, 9)
     recording = recorded(pictures, ["block"], model)
     with torch.no_grad():
-        expected = model(torch.stack([to_tensor(picture) for picture in pictures]))
-    assert np.allclose(recording["block"], expected[:, 0], atol=1e-6)
-    assert np.allclose(recording.quantile("block", 1.0), expected.amax((0, 1)), atol=0.2)
+        tokens = model(torch.stack([to_tensor(picture) for picture in pictures]))
+    patches = tokens[:, front:]
+    assert recording.pools == {"block": ("class",) if front else ("mean",)}
+    assert np.allclose(recording["block"], tokens[:, 0] if front else patches.mean(1), atol=1e-6)
+    for q in (0, 0.3, 1):
+        assert np.allclose(recording.quantile("block", q), np.quantile(patches.numpy(), q, axis=(0, 1), method="inverted_cdf"), atol=1e-6)
+    both = recorded(pictures, ["block"], Tokens(front), pool=("mean", "max"))
+    with torch.no_grad():
+        patches = both.target.model(torch.stack([to_tensor(picture) for picture in pictures]))[:, front:]
+    assert np.allclose(both["block"], patches.mean(1), atol=1e-6) and np.allclose(both.pooled("block", "max"), patches.amax(1), atol=1e-6)
+
+
+def test_a_layer_without_a_class_token_is_not_pooled_by_one():
+    with pytest.raises(ValueError, match="layer 'block' .* has no class token: expected pool 'mean' or 'max'"):
+        recorded(noise(4, 9), ["block"], Tokens(0), pool="class")
 
 
 def test_vectors_are_recorded_before_the_next_layer_overwrites_them():
@@ -168,7 +186,7 @@ def test_second_call_computes_nothing(tmp_path):
     first = recording_script.run(tmp_path / "s", log)
     decoded = len(log.read_text().splitlines())
     second = recording_script.run(tmp_path / "s", log)
-    assert decoded == recording_script.COUNT == len(log.read_text().splitlines())
+    assert decoded == recording_script.COUNT + 1 == len(log.read_text().splitlines())  # the layouts are decided by the first image
     assert first.fingerprint == second.fingerprint and first["3"].equals(second["3"])
 
 
@@ -271,7 +289,7 @@ def test_two_processes_share_the_work_of_one(tmp_path, uninterrupted):
     processes = [start(tmp_path / "s", log) for _ in range(2)]
     results = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
-    assert len(log.read_text().splitlines()) == recording_script.COUNT
+    assert len(log.read_text().splitlines()) == recording_script.COUNT + 1  # the layouts are decided by the first image
     assert files(tmp_path / "s") == uninterrupted
 
 
@@ -391,7 +409,7 @@ def test_number_of_units_that_changes_is_an_error(at):
 
         def forward(self, x):
             self.seen += len(x)
-            return x if self.seen <= at + 1 else torch.cat([x, x], 1)
+            return x if self.seen <= at + 7 else torch.cat([x, x], 1)  # seven images decide the layout
 
     with pytest.raises(ValueError, match="layer '0' gave 3 units, then 6"):
         recorded(noise(300), ["0"], nn.Sequential(Growing()))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
-from neuronbench.probe.target import Target, load_checkpoint, pooled
+from neuronbench.probe.target import Target, load_checkpoint
 
 to_tensor = transforms.ToTensor()
 
@@ -82,9 +82,14 @@ def test_what_a_later_layer_overwrites_in_place_is_still_seen(small):
 def test_stops_after_the_deepest_chosen_layer(small):
     target = Target(small, ["deep", "conv"], to_tensor, device="cpu")
     target.activations(batch)
-    assert small.after.runs == 0
-    Target(small, ["fc"], to_tensor, device="cpu").activations(batch)
-    assert small.after.runs == 1
+    before = small.after.runs  # one pass to the end counts the calls of each layer
+    target.activations(batch)
+    assert small.after.runs == before == 1
+    other = Target(small, ["fc"], to_tensor, device="cpu")
+    other.decide(batch[0])
+    before = small.after.runs
+    other.activations(batch)
+    assert small.after.runs == before + 1
 
 
 def test_failure_behind_the_chosen_layers_does_not_matter(small):
@@ -95,19 +100,37 @@ def test_failure_behind_the_chosen_layers_does_not_matter(small):
         Target(small, ["fc"], to_tensor, device="cpu").activations(batch)
 
 
-def test_last_call_of_a_shared_activation_counts():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.relu, self.first, self.second = nn.ReLU(), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 7, 1)
+class Twice(nn.Module):
+    """Runs its convolution and its ReLU two times."""
 
-        def forward(self, x):
-            return self.relu(self.second(self.relu(self.first(x))))
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Linear(3, 2)
 
+    def calls(self, x):
+        first = self.conv(x)
+        second = self.conv(self.relu(first))
+        return {"conv": (first, second), "relu": (self.relu(first), self.relu(second))}
+
+    def forward(self, x):
+        return self.fc(self.relu(self.conv(self.relu(self.conv(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["conv", "relu"])
+def test_a_layer_that_runs_twice_is_refused_by_name_unless_its_call_is_given(layer):
     network = Twice()
-    for layers in (["relu"], ["relu", "first"], ["first", "relu"]):
-        seen = Target(network, layers, to_tensor, device="cpu").activations(batch)["relu"]
-        assert torch.allclose(seen, network(batch), atol=1e-6)
+    for layers in ([layer], [layer, "fc"]):
+        with pytest.raises(ValueError, match=f"layer '{layer}' runs 2 times in one pass; say which call counts, from 1 to 2"):
+            Target(network, layers, to_tensor, device="cpu").activations(batch)
+    for call in (1, 2):
+        for layers in ([layer], [layer, "fc"], ["fc", layer]):
+            seen = Target(network, layers, to_tensor, device="cpu", calls={layer: call}).activations(batch)[layer]
+            assert torch.allclose(seen, network.calls(batch)[layer][call - 1], atol=1e-6)
+    for call in (0, 3, -1):
+        with pytest.raises(ValueError, match=f"call {call} of layer '{layer}': expected 1 to 2"):
+            Target(network, [layer], to_tensor, device="cpu", calls={layer: call}).activations(batch)
+    with pytest.raises(KeyError, match="did you mean 'conv'"):
+        Target(network, [layer], to_tensor, calls={"cov": 1})
 
 
 def test_hooks_and_training_flags_are_put_back(small):
@@ -116,7 +139,7 @@ def test_hooks_and_training_flags_are_put_back(small):
     target = Target(small, ["deep"], to_tensor, device="cpu")
     target.activations(batch)
     with pytest.raises(ZeroDivisionError):
-        target.collect(batch, lambda activation: 1 / 0)
+        target.collect(batch, lambda *given: 1 / 0)
     with pytest.raises(RuntimeError):
         target.activations(torch.rand(2, 9, 12, 12))
     assert hooks(small) == 0 and small.training and small.deep[1].training and not small.bn.training
@@ -158,20 +181,11 @@ def test_network_that_reshapes_by_view():
 
 def test_autocast(small):
     target = Target(small, ["fc"], to_tensor, device="cpu")
-    rough = target.collect(batch, torch.clone, autocast=True)["fc"]
+    rough = target.in_precision(True).activations(batch)["fc"]
     assert rough.dtype == torch.bfloat16 and torch.allclose(rough.float(), target.activations(batch)["fc"], atol=0.05)
 
 
 # shapes
-
-
-def test_pooling_of_maps_tokens_and_vectors():
-    maps, tokens, vectors = torch.rand(2, 5, 3, 4), torch.rand(2, 9, 5), torch.rand(2, 5)
-    assert torch.equal(pooled(maps), maps.mean((2, 3))) and torch.equal(pooled(maps, "max"), maps.amax((2, 3)))
-    for pool in ("mean", "max"):
-        assert torch.equal(pooled(tokens, pool), tokens[:, 0]) and torch.equal(pooled(vectors, pool), vectors)
-    with pytest.raises(KeyError, match="did you mean 'max'"):
-        pooled(maps, "maxx")
 
 
 def test_swin_has_units_first():
@@ -181,7 +195,7 @@ def test_swin_has_units_first():
     with torch.no_grad():
         expected = target.model.eval().features[1](target.model.features[0](square))
     assert seen.shape == (2, 96, 16, 16) and torch.allclose(seen, expected.permute(0, 3, 1, 2), atol=1e-5)
-    assert target.activations(wide)["features.1"].shape == (2, 16, 24, 96)
+    assert target.activations(wide)["features.1"].shape == (2, 96, 16, 24)
 
 
 def test_tuple_and_dictionary_outputs():
@@ -206,7 +220,10 @@ def test_tuple_and_dictionary_outputs():
         (lambda x: x.mean(), "expected maps"),
         (lambda x: "text", "gives str"),
         (lambda x: (), "gives NoneType"),
-        (lambda x: x.flatten(0, 1)[:, 0], "gives 15 rows for 5 images"),
+        (lambda x: x.flatten(0, 1)[:, 0], r"gives \(6, \d+\) for 2 images and \(9, \d+\) for 3: expected one axis that follows the number of images"),
+        (lambda x: x.argmax(1), "of torch.int64: expected maps .* of floating numbers"),
+        (lambda x: [x, x], "a list of 2 tensors: choose a layer inside it"),
+        (lambda x: {"low": x, "high": x}, "a dict of 2 tensors: choose a layer inside it"),
     ],
 )
 def test_outputs_that_cannot_be_recorded(output, message):
@@ -457,3 +474,9 @@ def test_fingerprint_is_the_same_in_every_process():
 
 def test_repr_is_short(small):
     assert repr(Target(small, ["fc"], to_tensor, device="cpu")) == "Target(Small, layers=['fc'], device='cpu')"
+
+
+def test_repr_shows_layouts_once_they_are_known(small):
+    target = Target(small, ["conv", "fc"], to_tensor, device="cpu")
+    target.activations(batch)
+    assert repr(target) == "Target(Small, layers={'conv': maps (B, U, h, w), 10 x 8, 'fc': vectors (B, U)}, device='cpu')"

@@ -94,7 +94,7 @@ def test_the_first_image_that_can_be_read_tells_the_units(tmp_path):
     with pytest.raises(ValueError, match="there is no unit 7"):
         bench.check("0", units=[7])
     (tmp_path / "1.png").unlink()
-    with pytest.raises(ValueError, match="none of the 1 images can be read; the last: image '0.png'"):
+    with pytest.raises(ValueError, match="none of the 1 images can be read; the first: '0.png'"):
         bench_of(nb.ProbingSet.from_folder(tmp_path)).check("0", units=[7])
 
 

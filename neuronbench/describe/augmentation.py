@@ -104,7 +104,7 @@ def augment(
     best, pictures = exemplar_pictures(recording, layer, units, k, size)
     boxes = _boxes(best, size, crops)
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
-    look = look or LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
+    look = look or LayerActivations(recording.target, layer, recording.pool_of(layer))
     values = _record_crops(recording, look, pictures, wanted, size, watch)
     return [_augmented(best, row, boxes[row], {pair: values[pair][unit] for pair in boxes[row]}, pictures, k, crops)
             for row, unit in enumerate(best.units)]

@@ -98,7 +98,7 @@ class DescribeAndDissect:
         """A `Trace` for each unit, in order; a few hundred units fit in memory."""
         [(layer, units)] = chosen_units(recording, {layer: units}).items()
         watch = watch or StepBars()
-        look = LayerActivations(recording.target, layer, recording.group.attrs["pool"][0])
+        look = LayerActivations(recording.target, layer, recording.pool_of(layer))
         augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), look)
         found = self._candidates(augmented, watch)
         studio = Studio(self.painter, self.clip, look, self.images_per_candidate) if self.select else None

@@ -7,6 +7,7 @@ __all__ = ['ablated', 'class_accuracy', 'Ablation', 'unit_ablation', 'described_
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #2d686d93
 import os
+import threading
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from tqdm.auto import tqdm
 
 from ..basics import choose
 from ..probe.exemplars import _batches
-from ..probe.recording import _decoded, _good
-from ..probe.target import _evaluating, _one_at_a_time, _tensor, _units_first
+from ..probe.hooks import Hook, first_tensor, one_at_a_time
+from ..probe.recording import _decoded, _good, first_readable
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
 def _without(output, units, axis):
@@ -50,15 +51,10 @@ class _Place:
     module: torch.nn.Module
     units: int
     axis: int  # of the units in the layer's output
-    runs: int  # of the layer in one pass
+    call: int  # of the layer in one pass, the one that is recorded
     norms: tuple  # modules that normalise the channels of the layer's output
-    beside: tuple  # modules called on the way to the end of the layer's last run, by the modules that it lies in; the layer is one
-    calls: int  # of these modules, the layer's last run being the last
-
-    @property
-    def ablated_runs(self):
-        """Zero weights act in each run; a layer without weights, such as a shared ReLU, is ablated where it is recorded, at its last run."""
-        return range(1, self.runs + 1) if any(True for _ in self.module.parameters()) else (self.runs,)
+    beside: tuple  # modules called on the way to the end of the layer's call, by the modules that it lies in; the layer is one
+    calls: int  # of these modules, that of the layer being the last
 
     def checked(self, units):
         """Distinct numbers of units of the layer. Errors: IndexError."""
@@ -70,10 +66,10 @@ class _Place:
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #5124f684
 class _Watcher:
-    """Hooks of all modules, which see one pass: who calls whom, and what becomes of a layer's output."""
+    """Hooks of all modules, which see one pass: who calls whom, and what becomes of the output of the layer's call."""
 
-    def __init__(self, module):
-        self.module, self.open, self.calls, self.runs, self.output, self.norms = module, [], [], 0, None, ()
+    def __init__(self, module, call):
+        self.module, self.call, self.open, self.calls, self.runs, self.output, self.norms = module, call, [], [], 0, None, ()
         self.around, self.before = (), 0
 
     def enter(self, module, inputs):
@@ -84,37 +80,33 @@ class _Watcher:
 
     def leave(self, module, inputs, output):
         self.open.pop()
-        if module is self.module:
-            self.runs, self.output, self.norms = self.runs + 1, output, ()
-            self.around, self.before = tuple(self.open), len(self.calls)
+        self.runs += module is self.module
+        if module is self.module and self.runs == self.call:
+            self.output, self.around, self.before = output, tuple(self.open), len(self.calls)
 
     def beside(self):
-        """The modules called by those around the layer, in the order of the calls, up to the layer's last run."""
+        """The modules called by those around the layer, in the order of the calls, up to the end of the layer's call."""
         around = set(self.around)
         return [module for module, callers in self.calls[: self.before] if module not in around and around.issuperset(callers)]
 
 
 def _blank(target):
-    """(1, 3, H, W): a grey image, preprocessed."""
-    return target.preprocess(Image.new("RGB", (256, 256), "grey"))[None].to(target.device)
+    """(C, H, W): a grey image, preprocessed."""
+    return target.preprocess(Image.new("RGB", (256, 256), "grey"))
 
 
-def _place(target, layer):
-    """The `_Place` of a layer. Errors: KeyError naming the nearest layer; ValueError for one that never runs."""
-    model = target.model
-    module = model.get_submodule(choose(layer, [name for name, _ in model.named_modules() if name], "layer"))
-    watcher, blank = _Watcher(module), _blank(target)
-    with ExitStack() as stack, _one_at_a_time, _evaluating(model), torch.inference_mode():
-        for each in model.modules():
-            stack.callback(each.register_forward_pre_hook(watcher.enter).remove)
-            stack.callback(each.register_forward_hook(watcher.leave).remove)
-        model(blank)
-    if not watcher.runs:
-        raise ValueError(f"layer {layer!r} never runs when the network sees an image")
-    output, beside = _tensor(watcher.output, layer), watcher.beside()
-    swapped = _units_first(output, blank) is not output
-    axis = 3 if swapped else 2 if output.ndim == 3 else 1
-    return _Place(layer, module, output.shape[axis], axis, watcher.runs, watcher.norms, tuple(dict.fromkeys(beside)), len(beside))
+def _place(target, layer, image=None):
+    """The `_Place` of a layer as one preprocessed image (C, H, W) finds it. Errors: KeyError naming the nearest layer; those of `Target.collect`."""
+    at, image = target.at(layer), _blank(target) if image is None else image
+    layout, module = at.decide(image)[layer], at.modules()[layer]
+    watcher = _Watcher(module, layout.call)
+    with ExitStack() as stack, target.running():
+        for each in target.model.modules():
+            stack.callback(each.register_forward_pre_hook(Hook(watcher.enter)).remove)
+            stack.callback(each.register_forward_hook(Hook(watcher.leave)).remove)
+        target.laid_out(target.model, target.cast(image[None]))
+    beside = watcher.beside()
+    return _Place(layer, module, layout.units, layout.unit_axis, layout.call, watcher.norms, tuple(dict.fromkeys(beside)), len(beside))
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #b9763ccb
 class _Ablator:
@@ -128,7 +120,7 @@ class _Ablator:
 
     def layer_ran(self, _module, _inputs, output):
         self.run += 1
-        return _without(output, self.units, self.place.axis) if self.run in self.place.ablated_runs else output
+        return _without(output, self.units, self.place.axis) if self.run == self.place.call else output
 
     def norm_ran(self, _module, _inputs, output):
         return _without(output, self.units, 1)
@@ -150,11 +142,11 @@ def _marked(module, mark):
 @contextmanager
 def _ablating(target, place, units):
     ablator = _Ablator(place, units)
-    with _one_at_a_time, _marked(place.module, units.tolist()), ExitStack() as stack:
-        stack.callback(target.model.register_forward_pre_hook(ablator.started).remove)
-        stack.callback(place.module.register_forward_hook(ablator.layer_ran).remove)
+    with one_at_a_time, _marked(place.module, units.tolist()), ExitStack() as stack:
+        stack.callback(target.model.register_forward_pre_hook(Hook(ablator.started)).remove)
+        stack.callback(place.module.register_forward_hook(Hook(ablator.layer_ran)).remove)
         for norm in place.norms:
-            stack.callback(norm.register_forward_hook(ablator.norm_ran).remove)
+            stack.callback(norm.register_forward_hook(Hook(ablator.norm_ran)).remove)
         yield
 
 
@@ -165,8 +157,9 @@ def ablated(
 ):
     """A context in which the maps, tokens or values of `units` are 0, and so are those of a batch norm right behind (Zhao et al., AAAI 2024).
 
-    The network is restored bit for bit, also after an exception. Contexts may be nested. Errors: KeyError for an unknown layer,
-    IndexError for a unit that the layer does not have, ValueError for a layer that never runs.
+    Of a layer that runs several times, it is the call that the target says. The network is restored bit for bit, also after an exception, and
+    other threads see it whole. Contexts may be nested. Errors: KeyError for an unknown layer, IndexError for a unit that the layer does not
+    have, ValueError for a layer that never runs or whose axes cannot be told.
     """
     place = _place(target, layer)
     return _ablating(target, place, place.checked(units))
@@ -192,11 +185,11 @@ def _class_names(target, images, count):
 @contextmanager
 def _answered(place, answer):
     """`answer(number, forward)` stands in for call `number` on the way to the layer; `forward()` is what the module would give."""
-    number, inside = 0, False
+    number, inside, thread = 0, False, threading.get_ident()
 
     def stand_in(forward, *inputs, **options):
         nonlocal number, inside
-        if inside or number == place.calls:
+        if inside or number == place.calls or threading.get_ident() != thread:
             return forward(*inputs, **options)
         inside = True
         try:
@@ -247,9 +240,9 @@ def _hollow(output):
 class _Downstream:
     """One batch at a time through the whole network, then any number of times through what lies behind a layer, without some units."""
 
-    def __init__(self, target, place):
+    def __init__(self, target, place, image):
         self.target, self.place, self.needed = target, place, range(place.calls)
-        self.record(_blank(target))
+        self.record(image)
         with _Reads(self.recorded) as reads:
             self._run(lambda number, forward: self.recorded[number])
         self.needed = reads.read | {place.calls - 1}
@@ -268,7 +261,7 @@ class _Downstream:
         """(B, class) scores of the last batch without `units`."""
         with ExitStack() as stack:
             for norm in self.place.norms:
-                stack.callback(norm.register_forward_hook(_Ablator(self.place, units).norm_ran).remove)
+                stack.callback(norm.register_forward_hook(Hook(_Ablator(self.place, units).norm_ran)).remove)
             return self._run(partial(self._recall, units))
 
     def _recall(self, units, number, _forward):
@@ -280,27 +273,31 @@ class _Downstream:
             with _answered(self.place, answer):
                 return _scores(self.target, batch)
 
-        return self.target._laid_out(scores, self.batch)
+        return self.target.laid_out(scores, self.batch)
 
 
 def _scores(target, batch):
-    scores = _tensor(target.model(batch), "the network itself")
-    if scores.ndim != 2:
-        raise ValueError(f"the network gives {tuple(scores.shape)}: expected class scores (images, classes)")
-    return scores
+    output = target.model(batch)
+    first = next(iter(tree_leaves(_entries(output))), None)
+    if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(batch):
+        given = f"{tuple(first.shape)}" if isinstance(first, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{type(target.model).__name__} gives {given}: expected class scores (images, classes), which detectors and segmentation networks do not have")
+    return first
+
+
+def _entries(output):
+    """The entries of a ModelOutput of transformers, of which the first is the scores, as a tuple; anything else as it is."""
+    return output.to_tuple() if hasattr(output, "to_tuple") else output
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #b6abae57
 class _Passes:
     """Called on a batch: yields its scores by the whole network, then without each of `units`."""
 
-    def __init__(self, target, place, units):
+    def __init__(self, target, place, units, image):
         self.target, self.place, self.units, self.downstream = target, place, units, None
-        if len(place.ablated_runs) > 1:
-            self._give_up(f"the layer runs {place.runs} times in one pass")
-            return
         try:
-            with _one_at_a_time, _evaluating(target.model), torch.inference_mode():
-                self.downstream = _Downstream(target, place)
+            with target.running():
+                self.downstream = _Downstream(target, place, target.cast(image[None]))
         except Exception as error:  # each network has its own reasons; all units are still ablated
             self._give_up(error)
 
@@ -322,13 +319,13 @@ class _Passes:
                 self._give_up("it gave other scores when it was run again")
             except Exception as error:  # if it is the batch's fault, the whole pass raises it
                 self._give_up(error)
-        return self.target._laid_out(partial(_scores, self.target), batch)
+        return self.target.laid_out(partial(_scores, self.target), batch)
 
     def _without(self, batch, units):
         if self.downstream is not None:
             return self.downstream.replay(units)
         with _ablating(self.target, self.place, units):
-            return self.target._laid_out(partial(_scores, self.target), batch)
+            return self.target.laid_out(partial(_scores, self.target), batch)
 
 
 def _alike(one, other):
@@ -345,8 +342,8 @@ def _tallied(target, images, passes, count, on_bad_image, progress):
         for batch in _batches(good):
             true = labels[[index for index, _ in batch]]
             seen += np.bincount(true, minlength=len(seen))
-            with _one_at_a_time, _evaluating(target.model), torch.inference_mode():
-                for row, scores in enumerate(passes(torch.stack([tensor for _, tensor in batch]).to(target.device))):
+            with target.running():
+                for row, scores in enumerate(passes(target.cast(torch.stack([tensor for _, tensor in batch])))):
                     right[row] += np.bincount(true[_best(scores, true) == true], minlength=len(seen))
                     bar.update(len(batch))
     return right, seen, pd.DataFrame([(name, reason) for _, name, reason in bad], columns=["id", "reason"])
@@ -378,7 +375,7 @@ def class_accuracy(
     """
 
     def whole(batch):
-        yield target._laid_out(partial(_scores, target), batch)
+        yield target.laid_out(partial(_scores, target), batch)
 
     right, seen, _ = _tallied(target, images, whole, 1, on_bad_image, progress)
     return _accuracies(target, images, right, seen).iloc[0].rename("accuracy")
@@ -448,9 +445,10 @@ def unit_ablation(
     Each batch goes through the network once, and for each unit through what lies behind the layer; where that cannot be run by itself,
     each unit costs a whole pass, and a warning says so. Errors: those of `ablated` and `class_accuracy`.
     """
-    place = _place(target, layer)
+    image = first_readable(images, target.preprocess, on_bad_image)
+    place = _place(target, layer, image)
     units = place.checked(units)
-    right, seen, bad = _tallied(target, images, _Passes(target, place, units), 1 + len(units), on_bad_image, progress)
+    right, seen, bad = _tallied(target, images, _Passes(target, place, units, image), 1 + len(units), on_bad_image, progress)
     accuracies = _accuracies(target, images, right, seen)
     after = accuracies.iloc[1:].set_axis(pd.Index(units, name="unit"))
     return Ablation(layer, accuracies.iloc[0].rename("before"), after, pd.Series(seen[seen > 0], accuracies.columns, name="images"), bad)

@@ -59,7 +59,7 @@ def synthesis(
 
 
 def _of_layer(layer, rows, recording, painter, count, prompt, watch):
-    studio = Studio(painter, None, LayerActivations(recording.target, layer, recording.group.attrs["pool"][0]), count)
+    studio = Studio(painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer)), count)
     prompts = {text: prompt.format(text) for text in rows.description}
     looked, controls = studio.look(prompts.values(), watch), recording[layer].values
     found = [_numbers(looked[prompts[row.description]][0], controls, row.unit) for row in rows.itertuples()]

@@ -15,7 +15,8 @@ from ..basics import ContentStore, cache_folder, choose, content_key
 from .exemplars import _BATCH, _batches
 from .images import ProbingSet
 from .recording import _decoded
-from .target import Target, pooled
+from .layout import POOLINGS, pooled
+from .target import Target
 
 # %% ../../nbs/probe/06_activations.ipynb #11e39c34
 class LayerActivations:
@@ -29,10 +30,10 @@ class LayerActivations:
         self,
         target: Target,
         layer: str,  # dotted name
-        pool: str = "mean",  # over the positions of a map, "mean" or "max"
+        pool: str | None = None,  # "class", or over the positions "mean" or "max"; the layer's default if None
     ):
         self.target = target.at(layer)
-        self.pool = choose(pool, ("mean", "max"), "pooling")
+        self.pool = pool and choose(pool, POOLINGS, "pooling")
         self.fingerprint = content_key(self.target.fingerprint, self.pool)  # once: it reads all weights
         self._store = ContentStore(cache_folder("activations") / f"{self.fingerprint}.sqlite")
 
@@ -54,10 +55,13 @@ class LayerActivations:
                 watch(len(found), len(set(keys)))
         return np.stack([found[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
 
+    def _pooled(self, _layer, activation, layout):
+        return pooled(activation.float(), layout, self.pool)
+
     def _seen(self, images, positions):
         """Yield (positions, (n, U)) for each batch that went through the network."""
         if not isinstance(images, ProbingSet):
             images = ProbingSet(images.__getitem__, range(len(images)), str)
         for batch in _batches(_decoded(images, self.target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)):
-            [values] = self.target.collect(torch.stack([tensor for _, tensor in batch]), lambda activation: pooled(activation, self.pool)).values()
-            yield [position for position, _ in batch], values.float().cpu().numpy()
+            [values] = self.target.collect(torch.stack([tensor for _, tensor in batch]), self._pooled).values()
+            yield [position for position, _ in batch], values.cpu().numpy()

@@ -7,6 +7,8 @@ __all__ = ['Projection', 'DirectedNetwork', 'Directions', 'activation_vectors', 
 
 # %% ../../nbs/probe/09_directions.ipynb #473ee868
 import os
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from torch import nn
 
 from ..basics import best_device, choose
 from .exemplars import _BATCH, _batches
-from .recording import Recording, _decoded, _sampled, record
-from .target import Target, _evaluating, _hooked, _tensor, _units_first
+from .recording import Recording, _decoded, record, sampled
+from .hooks import evaluating, first_tensor, hooked, named_layers
+from .layout import Layout, arranged, positions
+from .target import Target
 
 # %% ../../nbs/probe/09_directions.ipynb #3f35c7d6
 class Projection(nn.Module):
@@ -44,9 +48,10 @@ class DirectedNetwork(nn.Module):
         network: nn.Module,
         layer: str,  # dotted name
         projection: Projection,
+        layout: Layout,  # of the layer; the directions are those of the call that counts
     ):
         super().__init__()
-        self._network, self._projection, self._layer = network, projection, layer
+        self._network, self._projection, self._layer, self._layout = network, projection, layer, layout
         shown = nn.Identity()  # without parameters, so that a target counts how often it runs
         first, *rest = layer.split(".")
         for name in reversed(rest):
@@ -55,12 +60,15 @@ class DirectedNetwork(nn.Module):
         self.add_module(first, shown)
 
     def forward(self, batch):
-        module, shown = self._network.get_submodule(self._layer), self.get_submodule(self._layer)
+        module, shown, left = named_layers(self._network)[self._layer], self.get_submodule(self._layer), self._layout.call
 
         def see(layer, output):  # returns nothing: what a hook returns would take the layer's place in the network
-            shown(self._projection(_units_first(_tensor(output, layer), batch)))
+            nonlocal left
+            left -= 1
+            if left == 0:
+                shown(self._projection(arranged(first_tensor(output, layer), self._layout)))
 
-        with _hooked({self._layer: module}, see):
+        with hooked({self._layer: module}, see):
             return self._network(batch)
 
 # %% ../../nbs/probe/09_directions.ipynb #f2edd3b9
@@ -94,7 +102,7 @@ def _floats(values):
 def _check_module(module, units, layer):
     device = next((tensor.device for tensor in module.parameters()), "cpu")
     try:
-        with _evaluating(module), torch.no_grad():
+        with evaluating(module), torch.no_grad():
             codes = Projection(module)(torch.zeros(2, units, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{type(module).__name__} does not take vectors of the {units} units of layer {layer!r}: {' '.join(str(error).split())}") from error
@@ -121,9 +129,10 @@ class Directions(Recording):
     ):
         layer = _only_layer(recording) if layer is None else choose(layer, recording.layers, "layer")
         encoder = _encoder(matrix, bias, relu, recording[layer].sizes["unit"], layer)
-        source, kept = recording.target, recording.group.attrs
-        target = Target(DirectedNetwork(source.model, layer, Projection(encoder)), [layer], source.preprocess, source.classes, source.device)
-        made = record(target, recording.images, pool=tuple(kept["pool"]), autocast=kept["autocast"], **options)
+        source, layout = recording.target, recording.layouts[layer]
+        network = DirectedNetwork(source.model, layer, Projection(encoder), layout)
+        target = Target(network, [layer], source.preprocess, source.classes, source.device, {layer: replace(layout.arranged, units=None)})
+        made = record(target, recording.images, pool=recording.pools[layer], autocast=source.autocast, **options)
         super().__init__(made.group, made.target, made.images, made.fingerprint)
 
 
@@ -148,10 +157,14 @@ def activation_vectors(
     decoded = _decoded(recording.images, target.preprocess, images, min(8, os.cpu_count() or 1), 2 * _BATCH)
     for batch in _batches(decoded):
         offsets = chance.random((len(batch), per_image))
-        [vectors] = target.collect(torch.stack([tensor for _, tensor in batch]), lambda activation: _sampled(activation.float(), offsets)).values()
+        [vectors] = target.collect(torch.stack([tensor for _, tensor in batch]), partial(_sampled_positions, offsets)).values()
         vectors = vectors.flatten(0, -2).cpu().numpy()
         found.append(vectors[np.isfinite(vectors).all(1)])
     return np.concatenate(found)
+
+
+def _sampled_positions(offsets, _layer, activation, layout):
+    return sampled(positions(activation.float(), layout), offsets)
 
 # %% ../../nbs/probe/09_directions.ipynb #c52f4e23
 def sparse_autoencoder(

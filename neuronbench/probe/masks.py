@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from ..basics import choose, content_key
 from .annotations import Annotations
-from .exemplars import _BATCH, _batches, _maps
+from .exemplars import _BATCH, _batches
 from .recording import _decoded
 from .seen import Seen
-from .target import pooled
+from .layout import maps
 
 # %% ../../nbs/probe/10_masks.ipynb #3d9566bc
 def unit_masks(
@@ -151,10 +151,14 @@ class _Looked:
         return image
 
 
-def _positions(activation):
-    """(B, U, h, w) float32 maps; of a layer without any, each unit's one number as a map of one position."""
-    maps = _maps(activation)
-    return pooled(activation).float()[:, :, None, None] if maps is None else maps
+def _mask_maps(activation, layout, size):
+    """(B, U, h, w) float32 maps; of a vector, each unit's one number as a map of one position. Errors: ValueError for steps that lie on no grid."""
+    if activation.ndim == 2:
+        return activation.float()[:, :, None, None]
+    found = maps(activation.float(), layout, size)
+    if found is None:
+        raise ValueError(f"a layer of {layout} has no activation maps: masks need maps, patches on a grid, or one number per image")
+    return found
 
 # %% ../../nbs/probe/10_masks.ipynb #94e1de14
 def mask_batches(
@@ -174,9 +178,10 @@ def mask_batches(
     decoded = _decoded(looked, target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)
     with tqdm(total=len(positions), unit="image", desc=f"masks of {layer}", disable=not progress) as bar:
         for batch in _batches(decoded):
-            [maps] = target.collect(torch.stack([tensor for _, tensor in batch]), _positions).values()
+            stacked = torch.stack([tensor for _, tensor in batch])
+            [found] = target.collect(stacked, lambda _layer, activation, layout: _mask_maps(activation, layout, stacked.shape[2:])).values()
             numbers = [index for index, _ in batch]
-            yield numbers, maps, source.concept_masks([looked.kept.pop(index) for index in numbers])
+            yield numbers, found, source.concept_masks([looked.kept.pop(index) for index in numbers])
             bar.update(len(batch))
 
 # %% ../../nbs/probe/10_masks.ipynb #f57b38fb

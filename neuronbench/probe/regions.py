@@ -25,6 +25,7 @@ def exemplar_pictures(
     units,  # numbers of units
     k: int,  # images per unit
     size: int,  # of the squares, in pixels
+    pool: str | None = None,  # the recorded pooling that ranks them; the layer's default if None
 ) -> tuple:
     """(Exemplars, {position in the probing set: square PIL image of what the network saw}). Errors: those of `exemplars`."""
     seen, pictures = Seen(recording.images, recording.target), {}
@@ -34,7 +35,7 @@ def exemplar_pictures(
         pictures[position] = seen.part(image).resize((size, size))
         return image
 
-    best = exemplars(recording, layer, units, k, ProbingSet(opened, recording.images.ids, str))
+    best = exemplars(recording, layer, units, k, ProbingSet(opened, recording.images.ids, str), pool)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(opened, set(best.images[best.images >= 0].tolist()) - set(pictures)))
     return best, pictures
@@ -59,13 +60,14 @@ def exemplar_regions(
     k: int = 15,  # images per unit; all there are, if fewer
     quantile: float = 0.99,  # of the unit's activations on all images: a mask is where the map, brought to the picture's size, is above it
     size: int = 224,  # of the pictures, in pixels
+    pool: str | None = None,  # the recorded pooling that ranks the images; the layer's default if None
 ) -> list:
     """A `Regions` for each unit; without images for one that is finite on none. Errors: those of `exemplars` and of `Recording.quantile`.
 
     Source: MILAN (Hernandez et al., ICLR 2022), section 3.1.
     """
     thresholds = recording.quantile(layer, quantile)
-    best, pictures = exemplar_pictures(recording, layer, units, k, size)
+    best, pictures = exemplar_pictures(recording, layer, units, k, size, pool)
     return [_regions(best, row, thresholds[unit], pictures, size) for row, unit in enumerate(best.units)]
 
 
@@ -90,9 +92,10 @@ def region_features(
     k: int = 15,  # as for `exemplar_regions`
     quantile: float = 0.99,
     size: int = 224,
+    pool: str | None = None,
 ) -> tuple:
     """(features (unit, k, F), marked (unit, k) bool, whether an exemplar's mask has any pixel). Errors: those of `exemplar_regions`."""
-    parts = [_part_features(exemplar_regions(recording, layer, units[start : start + _AT_ONCE], k, quantile, size), encoder)
+    parts = [_part_features(exemplar_regions(recording, layer, units[start : start + _AT_ONCE], k, quantile, size, pool), encoder)
              for start in range(0, len(units), _AT_ONCE)]
     return tuple(np.concatenate(part) for part in zip(*parts)) if parts else (np.zeros((0, k, 0), np.float32), np.zeros((0, k), bool))
 

@@ -76,7 +76,8 @@ def _told(value):
 
 def _recorded(recording):
     preprocess = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(recording.target.preprocess).split()))
-    lines = [repr(recording), f"pooled by {', '.join(recording.group.attrs['pool'])}; fingerprint {recording.fingerprint}", repr(recording.target), f"preprocessing {preprocess}"]
+    pools = "; ".join(f"{layer} by {', '.join(pool)}" for layer, pool in recording.pools.items())
+    lines = [repr(recording), f"pooled: {pools}; fingerprint {recording.fingerprint}", repr(recording.target), f"preprocessing {preprocess}"]
     return "\n".join([*lines, f"{recording.images!r}, fingerprint {recording.images.fingerprint}"])
 
 # %% ../../nbs/widgets/11_report.ipynb #rep12
