@@ -160,13 +160,13 @@ class Workbench:
         self.descriptions, self.failures, self._settings, self._others = pd.DataFrame(columns=COLUMNS), [], {}, {}
 
     @classmethod
-    def demo(cls, store=None):
+    def demo(cls, store=None, pool=None):
         """The embedded world on the bench, with its models, its concept set and its labels; recorded once per machine."""
         known, store = world(), store or cache_folder("recordings") / "world.zarr"
         models = {name: getattr(known, name) for name in (*MODELS, "region_captioner", "region_encoder")}
         words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
         masks = {"annotations": known.annotations, "concept_labels": known.concept_labels}
-        return cls(known.target, known.images, store, truth=known.truth, **words, **masks, **models)
+        return cls(known.target, known.images, store, pool=pool, truth=known.truth, **words, **masks, **models)
 
     @cached_property
     def recording(self):
@@ -221,7 +221,14 @@ class Workbench:
         ready = self.method(method, **settings)
         if units is not None:
             chosen_units(self._units, {layer: units})
+        for name in (pool,) if pool else self.pool or ():
+            self._check_pool(layer, name)
         return ready
+
+    def _check_pool(self, layer, pool):
+        layout = (self._units and self.target.layouts)[layer]
+        if pool not in layout.pools and layout.kind != "vectors":
+            raise ValueError(f"layer {layer!r} ({layout}) has no class token: expected pool {' or '.join(map(repr, layout.pools))}")
 
     def describe(self, layer: str, method: str = "clip-dissect", units=None, pool: str | None = None, **settings) -> pd.DataFrame:
         """Describe `units` of `layer` (all when None); the rows are returned, and take the place of older ones in `descriptions`.

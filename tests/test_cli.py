@@ -1,4 +1,5 @@
 """The terminal's door, tried as a person would."""
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,7 @@ def run(*arguments):
 
 
 def test_describe_writes_a_csv_and_cards(photographs, tmp_path):
-    torch.manual_seed(0)
-    code = cli.main(["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "0", "5",
+    code = cli.main(["describe", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "--units", "0", "5",
                      "--images", str(photographs), "--method", "invert", "--out", str(tmp_path / "out"), "--cards", "1"])
     assert code == 0
     table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
@@ -121,8 +121,7 @@ def test_masks_in_brodens_layout_are_read_from_the_command_line(method, tmp_path
     folder = write_broden(tmp_path / "broden", rows, size=(40, 40))
     for number in range(12):
         Image.fromarray(chance.integers(0, 255, (8, 8, 3), np.uint8)).resize((80, 80)).save(folder / "images" / f"{number}.png")
-    torch.manual_seed(0)
-    arguments = ["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "3", "5", "--broden", str(folder), "--cards", "0"]
+    arguments = ["describe", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "--units", "3", "5", "--broden", str(folder), "--cards", "0"]
     assert cli.main([*arguments, "--method", method, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
     assert table.unit.tolist() == [3, 5] and all(any(word in text for word in ("boat", "sea-s", "room-s")) for text in table.description)
@@ -138,8 +137,7 @@ def test_a_segmentation_model_draws_the_masks(method, tmp_path, capsys):
         Image.fromarray(chance.integers(0, 255, (8, 8, 3), np.uint8)).resize((80, 80)).save(photographs / f"{number}.png")
 
     folder = tiny_models.segformer(tmp_path / "segmenter")
-    torch.manual_seed(0)
-    arguments = ["describe", "--network", "torchvision:resnet18", "--layer", "layer1", "--units", "3", "5", "--images", str(photographs), "--cards", "0"]
+    arguments = ["describe", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "--units", "3", "5", "--images", str(photographs), "--cards", "0"]
     assert cli.main([*arguments, "--method", method, "--segmenter", str(folder), "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
     assert table.unit.tolist() == [3, 5] and all(any(word in text for word in tiny_models.LABELS.values()) for text in table.description)
@@ -169,3 +167,394 @@ def test_a_leaderboard_that_cannot_be_made_is_refused_at_once(arguments, sentenc
     assert cli.main(["leaderboard", *arguments]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
+
+
+RESNET = ["--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1"]
+CLIP = str(Path(cli.__file__).parent / "embedded" / "weights" / "clip")
+
+
+def refused(arguments, capsys):
+    """The one line with which `describe` refuses, before an image is decoded."""
+    assert cli.main(["describe", *map(str, arguments)]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "Traceback" not in said.err, said.err
+    return said.err
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Reading an image fails the test."""
+    from neuronbench.probe import images
+
+    monkeypatch.setattr(images, "read_image", lambda *_: pytest.fail("an image was read"))
+
+
+@pytest.mark.parametrize("arguments, sentences", [
+    (["--method", "falcon"], ["--captions FILE"]),
+    (["--method", "falcon", "--captions", "/no/such/file"], ["/no/such/file"]),
+    (["--concepts", "/no/such/file"], ["/no/such/file"]),
+    (["--concepts", "0"], ["0 common words"]),
+    (["--concepts", "99999999"], ["99,999,999 common words"]),
+    (["--captions", "corpus.txt"], ["clip-dissect does not use --captions", "for falcon"]),
+    (["--method", "invert", "--concepts", "100"], ["invert does not use --concepts", "for clip-dissect"]),
+    (["--method", "invert", "--clip", "ViT-B-16"], ["invert does not use --clip,", "clip-dissect and describe-and-dissect"]),
+    (["--method", "falcon", "--captions", "x", "--chat", "consensus"], ["falcon does not use --chat", "describe-and-dissect and patch-vocabulary"]),
+    (["--labels", "labels.csv"], ["clip-dissect does not use --labels, which is for invert"]),
+    (["--painter", "x"], ["does not use --painter"]),
+    (["--captioner", "x"], ["does not use --captioner"]),
+    (["--clip-pretrained", "openai"], ["give --clip NAME"]),
+    (["--clip", CLIP, "--clip-pretrained", "openai"], ["--clip-pretrained"]),
+    (["--method", "patch-vocabulary", "--chat-url", "http://localhost:1"], ["give --chat NAME"]),
+    (["--method", "patch-vocabulary", "--chat", "consensus", "--chat-url", "http://localhost:1"], ["--chat-url"]),
+    (["--clip", "ViT-B-61"], ["did you mean 'ViT-B-16'"]),
+    (["--clip", "/no/such/folder"], ["no folder '/no/such/folder'"]),
+    (["--split", "train"], ["--split is a split of a data set"]),
+    (["--pool", "maximum"], ["did you mean 'max'"]),
+    (["--device", "cuda:99"], ["no device 'cuda:99' here: expected cpu"]),
+    (["--device", "gpu"], ["no device 'gpu' here"]),
+    (["--method", "network-dissection", "--segmenter", "x", "--broden", "y"], ["give one of --images FOLDER"]),
+    (["--layout", "layer1"], ["LAYER=KIND"]),
+    (["--layout", "layer1=map"], ["did you mean 'maps'"]),
+    (["--layout", "layer2=maps"], ["no layer of --layout", "'layer1'"]),
+    (["--layout", "layer1=maps", "--layout", "layer1=maps-last"], ["two things of layer 'layer1'"]),
+    (["--calls", "layer1=0"], ["LAYER=NUMBER"]),
+])
+def test_an_option_that_cannot_be_used_is_refused_before_an_image_is_read(arguments, sentences, photographs, unread, tmp_path, capsys):
+    said = refused([*RESNET, "--images", photographs, "--out", tmp_path / "out", *arguments], capsys)
+    assert all(sentence in said for sentence in sentences), said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option, value", [("--images", "x"), ("--weights", "none"), ("--clip", "x"), ("--concepts", "100"), ("--device", "cpu"), ("--layout", "layer3=maps"), ("--dataset", "x")])
+def test_the_world_takes_none_of_its_own(option, value, capsys):
+    assert f"leave out {option}" in refused(["--network", "world", "--layer", "layer3", option, value], capsys)
+
+
+def test_the_trained_weights_are_taken_or_the_ways_out_are_named(photographs, unread, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no way out
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    said = refused(["--network", "torchvision:resnet18", "--layer", "layer1", "--images", photographs, "--method", "invert"], capsys)
+    assert "its trained weights" in said and "--weights FILE" in said and "--weights none" in said
+
+
+def test_a_checkpoint_is_read_and_named(photographs, tmp_path, capsys):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / "mine.pth")
+    arguments = ["describe", "--network", "torchvision:resnet18", "--weights", str(tmp_path / "mine.pth"), "--layer", "fc", "--units", "1", "--images", str(photographs), "--method", "invert",
+                 "--cards", "0", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"Network: torchvision:resnet18 with the weights {tmp_path / 'mine.pth'}, on ")
+    assert "no checkpoint" in refused([*arguments[1:4], tmp_path / "mime.pth", *arguments[5:]], capsys)
+
+
+@pytest.mark.parametrize("network", ["torchvision:resnet18", "timm:test_resnet"])
+def test_a_random_network_is_called_so_first_and_is_the_same_each_time(network, photographs, tmp_path, capsys):
+    tables = []
+    for turn in "ab":
+        arguments = ["--network", network, "--weights", "none", "--layer", "layer1", "--method", "invert", "--images", str(photographs), "--cards", "0", "--out", str(tmp_path / turn)]
+        assert cli.main(["describe", *arguments]) == 0
+        assert capsys.readouterr().out.startswith(f"Network: {network} with random weights, on ")
+        tables.append((tmp_path / turn / "descriptions.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("made", ["file", "file above", "cards", "table"])
+def test_a_folder_that_cannot_be_written_is_found_before_an_image_is_read(made, photographs, unread, tmp_path, capsys):
+    out = tmp_path / "out"
+    if made == "file":
+        out.write_text("mine")
+    elif made == "file above":
+        (tmp_path / "above").write_text("mine")
+        out = tmp_path / "above" / "out"
+    elif made == "cards":
+        out.mkdir()
+        (out / "cards").write_text("mine")
+    else:
+        (out / "descriptions.csv").mkdir(parents=True)
+    said = refused([*RESNET, "--images", photographs, "--method", "invert", "--out", out], capsys)
+    assert "--out" in said and str(out) in said
+
+
+def test_a_full_disk_is_found_before_an_image_is_read(photographs, unread, monkeypatch, tmp_path, capsys):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", full)
+    assert "no space left on device" in refused([*RESNET, "--images", photographs, "--method", "invert", "--out", tmp_path / "out"], capsys)
+
+
+def test_a_unit_out_of_range_costs_no_recording(photographs, monkeypatch, tmp_path, capsys):
+    from neuronbench import workbench
+
+    monkeypatch.setattr(workbench, "record", lambda *_, **__: pytest.fail("the images were recorded"))
+    said = refused_after_output([*RESNET, "layer2", "--images", photographs, "--method", "invert", "--units", "3", "100", "--out", tmp_path / "out"], capsys)
+    assert "layer 'layer1' has 64 units, numbered 0 to 63; there is no unit 100" in said
+
+
+def refused_after_output(arguments, capsys):
+    assert cli.main(["describe", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_finished_layer_outlives_a_kill(photographs, tmp_path):
+    """The second layer's recording is there already; its description is killed at its first step."""
+    script = tmp_path / "killed.py"
+    script.write_text(f"""
+import os, signal
+from neuronbench import cli
+from neuronbench.workbench import Workbench
+asked, describe = [], Workbench.describe
+def counted(self, layer, **settings):
+    asked.append(layer)
+    if len(asked) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return describe(self, layer, **settings)
+Workbench.describe = counted
+cli.main(["describe", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "layer2", "--units", "1", "2", "--images", {str(photographs)!r},
+          "--method", "invert", "--cards", "1", "--out", {str(tmp_path / "out")!r}])
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
+    assert table.layer.tolist() == ["layer1", "layer1"] and table.unit.tolist() == [1, 2]
+    assert [card.name[:7] for card in (tmp_path / "out" / "cards").iterdir()] == ["layer1_"] and "up to layer layer1" in done.stdout
+
+
+def test_an_interrupt_ends_with_one_line_and_keeps_what_was_finished(photographs, tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(f"""
+import sys, time
+from neuronbench import cli
+from neuronbench.workbench import Workbench
+asked, describe = [], Workbench.describe
+def counted(self, layer, **settings):
+    asked.append(layer)
+    if len(asked) == 2:
+        print("now", flush=True)
+        time.sleep(120)
+    return describe(self, layer, **settings)
+Workbench.describe = counted
+sys.exit(cli.main(["describe", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "layer2", "--units", "1", "--images", {str(photographs)!r},
+                   "--method", "invert", "--cards", "0", "--out", {str(tmp_path / "out")!r}]))
+""")
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any(line == "now\n" for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and said.splitlines()[-1].startswith("neuronbench: interrupted") and "Traceback" not in said
+    assert pd.read_csv(tmp_path / "out" / "descriptions.csv").layer.tolist() == ["layer1"]
+
+
+def bug_of(kind):
+    if kind is KeyError:
+        {}["missing"]
+    if kind is IndexError:
+        [][3]
+    if kind is AttributeError:
+        None.layers
+    if kind is ValueError:
+        np.zeros(3) + np.zeros(4)
+    if kind is TypeError:
+        len(5)
+    raise kind("a fault of the program")
+
+
+@pytest.mark.parametrize("kind", [KeyError, IndexError, AttributeError, ValueError, TypeError, RuntimeError])
+def test_a_bug_shows_its_traceback(kind, monkeypatch):
+    monkeypatch.setattr(cli, "doctor", lambda: bug_of(kind))
+    with pytest.raises(kind):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "table.csv"), PermissionError(13, "Permission denied", "table.csv"), ConnectionError("no server"), MemoryError("too much"),
+                                   ModuleNotFoundError("no package x", name="x")])
+def test_what_the_system_says_is_a_sentence(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "doctor", fail)
+    assert cli.main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("neuronbench: ") and said.count("\n") == 1 and "Errno" not in said
+
+
+def test_nothing_moves_the_cursor_of_a_terminal(tmp_path, capsys):
+    evil = "red\x1b[2J\x1b]0;mine\x07\u202egnp\r"
+    for name, colour in ((evil, "red"), ("navy", "navy")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (64, 64 + number), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "photos" / evil / "8.png").write_bytes(b"no image")
+    assert cli.main(["describe", *RESNET, "--units", "1", "2", "--images", str(tmp_path / "photos"), "--method", "invert", "--cards", "0", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert not [letter for letter in said.out if not letter.isprintable() and letter != "\n"]
+    assert not set("\x1b\u202e\x07") & set(said.err)
+    assert cli.main(["describe", *RESNET, "--images", f"/no/{evil}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.rstrip("\n").isprintable()
+
+
+def test_labels_of_a_table_and_of_lines(photographs, tmp_path):
+    from neuronbench import ProbingSet
+
+    images = ProbingSet.from_folder(photographs)
+    lines = ["id,label", *(f"{id},{'even' if number % 2 == 0 else 'odd'}" for number, id in enumerate(images.ids)), f"{images.ids[0]},first", f"{images.ids[1]},"]
+    (tmp_path / "labels.csv").write_text("\ufeff" + "\n".join(lines))
+    table = cli.read_labels(tmp_path / "labels.csv", images)
+    assert table.columns.tolist() == ["even", "first", "odd"] and table.even.tolist() == [True, False] * 8 and table["first"].tolist() == [True] + [False] * 15
+    assert (table.odd != table.even).all()
+    (tmp_path / "labels.txt").write_text("one, two\n" * 8 + "\n" * 8)
+    assert cli.read_labels(tmp_path / "labels.txt", images)["one, two"].tolist() == [True] * 8 + [False] * 8
+
+
+@pytest.mark.parametrize("name, text, sentence", [
+    ("labels.csv", "id,label\nnavy/0.png,a\n", "15 of 16 images have no row"),
+    ("labels.csv", "id,label\nnavi/0.png,a\n", "did you mean 'navy/0.png'"),
+    ("labels.csv", "image,label\nnavy/0.png,a\n", "has the columns 'image', 'label': expected id and label"),
+    ("labels.csv", "", "expected id and label"),
+    ("labels.txt", "a\nb\n", "2 lines for 16 images"),
+    ("labels.txt", "\n" * 16, "holds no label"),
+    ("labels.txt", b"\xff\xfe", "not text in UTF-8"),
+    ("absent.txt", None, "absent.txt"),
+])
+def test_labels_that_do_not_fit_are_refused(name, text, sentence, photographs, unread, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert sentence in refused([*RESNET, "--images", photographs, "--method", "invert", "--labels", tmp_path / name, "--out", tmp_path / "out"], capsys)
+
+
+def test_labels_are_what_invert_describes_by(photographs, tmp_path):
+    for path in [path for path in photographs.rglob("*.png")]:
+        path.rename(photographs / f"{path.parent.name}-{path.name}")
+    (tmp_path / "labels.txt").write_text("\n".join(["warm"] * 8 + ["cold"] * 8))
+    arguments = ["describe", *RESNET, "--units", "1", "2", "--images", str(photographs), "--method", "invert", "--cards", "0", "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--labels", str(tmp_path / "labels.txt")]) == 0
+    assert all("warm" in text or "cold" in text for text in pd.read_csv(tmp_path / "out" / "descriptions.csv").description)
+
+
+def test_invert_without_labels_names_the_option(tmp_path, unread, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    assert "--labels FILE" in refused([*RESNET, "--images", tmp_path, "--method", "invert", "--out", tmp_path / "out"], capsys)
+
+
+@pytest.fixture
+def saved(photographs, tmp_path):
+    """Data sets as people keep them: saved, saved with splits, a Parquet file, a folder of images with splits, one without images."""
+    import datasets
+
+    rows = [{"image": Image.open(path).copy(), "label": path.parent.name == "navy"} for path in sorted(photographs.rglob("*.png"))]
+    whole = datasets.Dataset.from_list(rows).cast_column("label", datasets.ClassLabel(names=["crimson", "navy"]))
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=whole, held_out=whole.select(range(4))).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict(train=whole).save_to_disk(tmp_path / "single")
+    whole.to_parquet(tmp_path / "rows.parquet")
+    for split in ("train", "test"):
+        for name in ("crimson", "navy"):
+            (tmp_path / "folder" / split / name).mkdir(parents=True)
+            Image.open(photographs / name / "0.png").save(tmp_path / "folder" / split / name / f"{split}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, split, count", [("one", None, 16), ("splits", "held_out", 4), ("single", None, 16), ("single", "train", 16), ("rows.parquet", None, 16), ("rows.parquet", "train[:3]", 3),
+                                                ("folder", "test", 2)])
+def test_a_data_set_on_this_machine_is_read(name, split, count, saved):
+    images, masks = cli.load_images(dataset=str(saved / name), split=split)
+    assert len(images) == count and images.classes == ["crimson", "navy"] and masks is None and images[0].mode == "RGB"
+
+
+@pytest.mark.parametrize("name, split, sentence", [
+    ("splits", None, "has the splits 'train', 'held_out': say which with --split"),
+    ("splits", "heldout", "did you mean 'held_out'"),
+    ("folder", None, "say which with --split"),
+    ("one", "train", "saved without splits: leave out --split"),
+    ("rows.csv", None, "cannot be read"),
+    ("nowhere", None, "cannot be read"),
+    ("empty", None, "cannot be read"),
+])
+def test_a_data_set_that_cannot_be_read_is_refused(name, split, sentence, saved, capsys):
+    (saved / "rows.csv").write_text("a,b\n1,2\n")
+    (saved / "empty").mkdir()
+    arguments = [*RESNET, "--dataset", saved / name, "--method", "invert", "--out", saved / "out"]
+    assert sentence in refused_after_output([*arguments, *(["--split", split] if split else [])], capsys)
+
+
+def test_a_data_set_is_described(saved, tmp_path):
+    assert cli.main(["describe", *RESNET, "--units", "1", "--dataset", str(saved / "one"), "--method", "invert", "--cards", "1", "--out", str(tmp_path / "out")]) == 0
+    assert len(pd.read_csv(tmp_path / "out" / "descriptions.csv")) == 1
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--images", "a", "--images", "b"], "--images is given twice"),
+    (["--units", "-1"], "no whole number from 0"),
+    (["--units", "1.5"], "no whole number from 0"),
+    (["--cards", "-3"], "--cards"),
+    (["--colour", "\x1b[2Jred"], "unrecognized arguments: --colour [2Jred"),
+])
+def test_the_parser_refuses(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["describe", *RESNET, *arguments])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and sentence in said and "\x1b" not in said
+
+
+def test_layers_and_units_may_be_given_in_parts():
+    arguments = cli.parser().parse_args(["describe", "--network", "world", "--layer", "layer1", "--layer", "layer2", "fc", "--units", "1", "--units", "2"])
+    assert arguments.layer == ["layer1", "layer2", "fc"] and arguments.units == [1, 2]
+
+
+def test_a_reader_that_has_enough_ends_the_command():
+    command = subprocess.Popen([Path(sys.executable).parent / "neuronbench", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+    said = command.stderr.read()
+    command.stderr.close()
+    assert command.wait(timeout=60) == 0 and said == ""
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["lab"], ["describe"], ["leaderboard"], ["study"], ["study", "serve"], ["world"], ["world", "train"], ["doctor"], ["layers"]])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: neuronbench {' '.join(command)}".rstrip())
+
+
+@pytest.mark.parametrize("network, layer, sight", [
+    ("torchvision:vit_b_16", "encoder.ln", ["LayerNorm", "tokens", "768", "14 x 14", "class, mean, max"]),
+    ("torchvision:resnet18", "layer4.1.bn2", ["BatchNorm2d", "maps", "512", "7 x 7", "mean, max"]),
+    ("timm:test_convnext", "stages.0.blocks.0.norm", ["LayerNorm", "maps-last"]),
+    ("world", "fc", ["Linear", "vectors", "20"]),
+])
+def test_layers_are_listed(network, layer, sight, capsys):
+    assert cli.main(["layers", network]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["layer", "module", "layout", "units", "map", "pool"]
+    [row] = [" ".join(line.split()) for line in said if line.split()[:1] == [layer]]
+    assert all(word in row for word in sight), row
+
+
+def test_the_layers_of_a_folder_of_transformers_are_listed_without_its_weights(tmp_path, capsys):
+    import transformers
+
+    transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], architectures=["ResNetForImageClassification"]).save_pretrained(tmp_path)
+    assert cli.main(["layers", f"transformers:{tmp_path}"]) == 0
+    assert "resnet.encoder.stages.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["resnet18"], "SOURCE:NAME"), (["torchvision:resnet81"], "did you mean"), (["timm:resnet81"], "did you mean"), (["transformers:/no/such/folder"], "/no/such/folder"),
+    (["torchvision:resnet18", "--layout", "layer1=map"], "did you mean 'maps'"),
+])
+def test_layers_of_what_is_no_network_are_refused(arguments, sentence, capsys):
+    status = cli.main(["layers", *arguments])
+    said = capsys.readouterr()
+    assert sentence in said.err + said.out and "Traceback" not in said.err and status == 2
+
+
+def test_a_call_of_a_layer_is_chosen(capsys):
+    assert cli.main(["layers", "torchvision:resnet18", "--calls", "layer1.0.relu=2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "layer1.0.relu ReLU maps 64 56 x 56" in said and "layer 'layer1.1.relu' runs 2 times" in said

@@ -119,3 +119,11 @@ def test_a_segmenter_goes_before_the_annotations_of_the_bench():
     world = nb.world()
     method = nb.Workbench.demo().method("network-dissection", segmenter=world.segmenter)
     assert method.annotations is None and method.segmenter is world.segmenter
+
+
+@pytest.mark.parametrize("bench, asked", [({"pool": "class"}, {}), ({}, {"pool": "class"})])
+def test_a_class_token_that_a_layer_lacks_costs_no_recording(bench, asked):
+    bench = bench_of(pictures(), **bench)
+    with pytest.raises(ValueError, match="layer '0' .* has no class token: expected pool 'mean' or 'max'"):
+        bench.describe("0", **asked)
+    assert bench.target.model[0].seen < 20
