@@ -252,7 +252,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_executed(folders, tmp_path):
     config = json.loads((place / "config.json").read_text()) | {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
     (place / "config.json").write_text(json.dumps(config))
     (place / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'executed')!r})")
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="needs code of its own, which is never run"):
         Captioner(place, device="cpu")
     assert not (tmp_path / "executed").exists()
 

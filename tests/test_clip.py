@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 
 import numpy as np
 import open_clip
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import neuronbench as nb
-from neuronbench.foundation.clip import CLIP
+from neuronbench.foundation.clip import CLIP, warn_of_concepts
 
 TINY = {"embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
@@ -237,3 +238,174 @@ def test_hostile_text_is_only_text(clip):
     first = clip.embed_texts(texts)
     assert first.shape == (3, 16)
     np.testing.assert_array_equal(clip.embed_texts(texts), first)
+
+
+OPENAI = {"ViT-B-16": "ViT-B-16-quickgelu", "ViT-B-32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu", "ViT-L-14-336": "ViT-L-14-336-quickgelu"}
+
+
+@pytest.fixture
+def without_weights(monkeypatch):
+    """open_clip builds its networks and leaves their weights random."""
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_args, **_kwargs: "weights.pt")
+    monkeypatch.setattr("open_clip.factory.load_checkpoint", lambda *_args, **_kwargs: None)
+
+
+@pytest.mark.parametrize(("name", "tag", "quick"), [("ViT-B-32", "openai", True), ("ViT-B-32-quickgelu", "openai", True), ("RN50", "openai", True),
+                                                    ("ViT-B-32", "laion2b_s34b_b79k", False), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", False),
+                                                    ("ViT-B-32", "metaclip_400m", True)])
+def test_the_tag_decides_the_activation(without_weights, name, tag, quick, recwarn):
+    model = CLIP(name, pretrained=tag, device="cpu").model
+    x = torch.linspace(-3, 3, 61)
+    wanted = x * torch.sigmoid(1.702 * x) if quick else torch.nn.functional.gelu(x)
+    towers = [model.transformer, *([model.visual.transformer] if hasattr(model.visual, "transformer") else [])]
+    for tower in towers:
+        torch.testing.assert_close(tower.resblocks[-1].mlp.gelu(x), wanted)
+    assert not [one for one in recwarn if "QuickGELU" in str(one.message)]
+
+
+def test_every_tag_of_open_clip_gets_its_activation_or_is_refused():
+    from neuronbench.foundation.clip import _variant
+
+    refused = set()
+    for name, tag in open_clip.list_pretrained():
+        trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+        try:
+            variant = _variant(name, tag, None)
+        except ValueError as error:
+            refused.add(name)
+            assert "hf-hub:owner/name" in str(error) and "\n" not in str(error)
+            continue
+        assert bool(open_clip.get_model_config(variant).get("quick_gelu", False)) == trained, (name, tag)
+    assert refused == {"roberta-ViT-B-32"}  # its configuration and its tag say two things
+
+
+def test_a_checkpoint_file_of_a_network_with_two_activations_asks(without_weights, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    with pytest.raises(ValueError, match="quick_gelu=True .* or quick_gelu=False"):
+        CLIP("ViT-B-32", pretrained=str(file), device="cpu")
+    for arguments, name in ((("ViT-B-32", True), "ViT-B-32-quickgelu"), (("ViT-B-32", False), "ViT-B-32"), (("ViT-B-32-quickgelu", None), "ViT-B-32-quickgelu")):
+        assert CLIP(arguments[0], pretrained=str(file), device="cpu", quick_gelu=arguments[1]).name == name
+    with pytest.raises(ValueError, match="computes"):
+        CLIP("ViT-B-32", pretrained="openai", device="cpu", quick_gelu=False)
+
+
+def test_a_folder_says_its_activation_itself_and_vectors_are_kept_apart(tmp_path):
+    plain, quick = make_folder(tmp_path / "plain"), make_folder(tmp_path / "quick")
+    config = json.loads((quick / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (quick / "open_clip_config.json").write_text(json.dumps(config))
+    first, second = CLIP(str(plain), device="cpu"), CLIP(str(quick), device="cpu")
+    assert first.fingerprint != second.fingerprint
+    assert not np.allclose(first.embed_texts(["red"]), second.embed_texts(["red"]), atol=1e-4)
+
+
+def test_settings_that_no_weight_and_no_repr_shows_are_in_the_fingerprint(tmp_path):
+    one, other = make_folder(tmp_path / "one"), make_folder(tmp_path / "other")
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["heads"] *= 2
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    assert CLIP(str(one), device="cpu").fingerprint != CLIP(str(other), device="cpu").fingerprint
+
+
+def test_a_silent_configuration_of_the_hub_gets_the_activation_of_its_tag(monkeypatch):
+    from neuronbench.foundation.clip import _activation
+
+    config = {"embed_dim": 16, "text_cfg": {}, "vision_cfg": {}}
+    monkeypatch.setattr("open_clip.get_model_config", lambda _name: config)
+    assert _activation("hf-hub:timm/vit_base_patch16_clip_224.openai") == {"quick_gelu": True}
+    assert _activation("hf-hub:somebody/else") == _activation("local-dir:/a/folder") == {}
+    config["quick_gelu"] = False
+    assert _activation("hf-hub:timm/vit_base_patch16_clip_224.openai") == {}
+
+
+def test_a_torchscript_archive_and_weights_that_do_not_fit_are_one_sentence(tiny_name, folder, tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), tmp_path / "archive.pt")
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
+    (tmp_path / "cut.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes()[:500])
+    for file, said in (("archive.pt", "TorchScript archive"), ("other.pt", "do not fit"), ("cut.safetensors", "damaged or cut off")):
+        with pytest.raises(ValueError, match=said) as caught:
+            CLIP(tiny_name, pretrained=str(tmp_path / file), device="cpu")
+        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_brings_code_is_refused_and_nothing_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_args: pytest.fail("asked at the keyboard"))
+    place = make_folder(tmp_path / "evil")
+    (place / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'executed')!r})")
+    (place / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", None]}}))
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    config = json.loads((place / "open_clip_config.json").read_text())
+    for more in ({}, {"tokenizer_kwargs": {"trust_remote_code": True}}):
+        config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", **more}
+        (place / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="needs code of its own, which is never run"):
+            CLIP(str(place), device="cpu")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_damaged_vector_is_computed_anew(clip):
+    from neuronbench.basics import ContentStore, cache_folder, content_key
+
+    first = clip.embed_texts(["red", "boat"])
+    store = ContentStore(cache_folder("clip") / f"{clip.fingerprint}.sqlite")
+    for damage in (b"", b"abc", bytes(4 * 15), bytes(4 * 17)):
+        store.put({content_key("text", "red"): damage})
+        np.testing.assert_allclose(clip.embed_texts(["red", "boat"]), first, atol=1e-6)
+
+
+def test_values_that_are_not_finite_are_refused_and_not_kept(clip):
+    kept = clip.model.text_projection.data.clone()
+    clip.model.text_projection.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        clip.embed_texts(["red"])
+    clip.model.text_projection.data = kept
+    assert np.isfinite(clip.embed_texts(["red"])).all()
+
+
+def said_of(clip, concepts):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_concepts(clip, concepts)
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize(("concepts", "words"), [
+    (["Dog", "dog", "DOG"], ["3 concepts cannot be told apart", "'Dog' = 'dog' = 'DOG'"]),
+    (["it's", "it 's", "red"], ["2 concepts cannot be told apart"]),
+    (["cats &amp; dogs", "cats & dogs"], ["2 concepts cannot be told apart"]),
+    (["狗", "猫", "a dog"], ["2 concepts are in a script", "'狗', '猫'"]),
+    (["собака"], ["1 concepts are in a script"]),
+    (["very " * 100 + "dog", "very " * 100 + "cat"], ["2 concepts are longer than the 16 tokens", "cut off"]),
+    (["dog", "café", "a red 🚗", "piñata", "C++", "don't"], None)])
+def test_concepts_that_clip_cannot_read_are_warned_of(clip, concepts, words):
+    said = said_of(clip, concepts)
+    assert all("concept" in one for one in said)
+    assert (said == []) if words is None else all(any(word in one for one in said) for word in words)
+
+
+def test_common_words_are_no_reason_to_warn(clip):
+    from neuronbench.describe.concepts import common_words
+
+    assert said_of(clip, common_words(20_000)) == [] and said_of(object(), ["狗"]) == []
+
+
+def test_the_longest_text_that_fits_is_not_called_cut(clip):
+    assert said_of(clip, ["dog " * 14]) == [] and "longer" in said_of(clip, ["dog " * 15])[0]
+
+
+@pytest.mark.parametrize(("pieces", "unknown"), [(1, False), (2, False), (9, True)])
+def test_a_multilingual_tokenizer_knows_other_scripts(pieces, unknown):
+    from neuronbench.foundation.clip import _unread
+
+    class Vocabulary:
+        all_special_ids, unk_token_id = [0, 1, 2], 3
+
+    class Tokenizer:
+        context_length, tokenizer = 77, Vocabulary()
+
+        def __call__(self, texts, context_length=77):
+            return torch.tensor([[1, *[9] * pieces, 2, *[0] * (context_length - pieces - 2)] for _ in texts])
+
+    said = _unread(Tokenizer(), ("犬犬",))
+    assert bool(said) == unknown

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..basics import ContentStore, best_device, cache_folder, content_key
 from .chat import Request
 from .clip import image_keys, loaded_ahead
-from .hub import dtype_of, loading, part_key
+from .hub import dtype_of, loading, part_key, whole
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
 CAPTION_PROMPT = "Describe this image in one short sentence."
@@ -33,11 +33,11 @@ def _load(name, dtype):
         kind = AutoConfig.from_pretrained(name, **safe).model_type
         if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise ValueError(f"{name!r} is a model of type {kind!r}, which does not turn images into text")
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, weights_only=True, **safe)
+        model = whole("captioner", AutoModelForImageTextToText, name, dtype=dtype)
         processor = AutoProcessor.from_pretrained(name, **safe)
         image_processor = getattr(processor, "image_processor", None) or AutoImageProcessor.from_pretrained(name, **safe)
     asked = processor if getattr(processor, "chat_template", None) else None
-    return model.eval(), image_processor, getattr(processor, "tokenizer", processor), asked
+    return model, image_processor, getattr(processor, "tokenizer", processor), asked
 
 # %% ../../nbs/foundation/05_captioner.ipynb #d80924ad
 def _kept_captions(

@@ -21,11 +21,11 @@ def _load(name, dtype):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     with loading("chat model", name, "config.json"):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if not tokenizer.chat_template:
             raise ValueError(f"{name!r} has no chat template; expected a chat model, such as one whose name ends in -Instruct or -Chat")
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, weights_only=True).eval()
         except ValueError as error:
             raise ValueError(f"{name!r} is no causal language model: {str(error).splitlines()[0][:160]}") from error
     ends = model.generation_config.eos_token_id

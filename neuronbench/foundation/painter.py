@@ -31,7 +31,7 @@ def _load(name, dtype):
 
     try:
         with loading("painter", name, "model_index.json"):
-            pipeline = AutoPipelineForText2Image.from_pretrained(name, dtype=dtype, use_safetensors=True)
+            pipeline = AutoPipelineForText2Image.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except ValueError as error:
         raise ValueError(f"painter {name!r} does not load as a text-to-image pipeline: {error}") from error
     if DPMSolverMultistepScheduler in pipeline.scheduler.compatibles and not few_steps(pipeline.scheduler):

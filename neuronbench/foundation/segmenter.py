@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..basics import best_device, choose, content_key
-from .hub import dtype_of, loading, part_key
+from .hub import dtype_of, loading, part_key, whole
 
 # %% ../../nbs/foundation/08_segmenter.ipynb #seg06
 class _Segmenting:
@@ -91,8 +91,7 @@ def _load(name, dtype):
         kind = AutoConfig.from_pretrained(name, **safe).model_type
         if kind not in KINDS:
             raise ValueError(f"{name!r} is a model of type {kind!r}, which gives no label to each position; expected one of {', '.join(KINDS)}")
-        model = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=dtype, weights_only=True, **safe)
-        return model.eval(), AutoImageProcessor.from_pretrained(name, **safe)
+        return whole("segmenter", AutoModelForSemanticSegmentation, name, dtype=dtype), AutoImageProcessor.from_pretrained(name, **safe)
 
 # %% ../../nbs/foundation/08_segmenter.ipynb #seg12
 class CLIPSegmenter(_Segmenting):
@@ -139,6 +138,6 @@ def _load_clipseg(name, dtype):
         kind = AutoConfig.from_pretrained(name, **safe).model_type
         if kind != "clipseg":
             raise ValueError(f"{name!r} is a model of type {kind!r}: expected a CLIPSeg")
-        model = CLIPSegForImageSegmentation.from_pretrained(name, dtype=dtype, weights_only=True, **safe)
+        model = whole("segmenter", CLIPSegForImageSegmentation, name, dtype=dtype)
         processor = CLIPSegProcessor.from_pretrained(name, **safe)
-    return model.eval(), processor.image_processor, processor.tokenizer
+    return model, processor.image_processor, processor.tokenizer
