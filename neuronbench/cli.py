@@ -42,7 +42,8 @@ def table_text(
     texts = [name for name in table if table[name].map(lambda value: isinstance(value, str)).all() and len(table)]
     widths = {name: max(len(name), *map(len, table[name])) for name in texts}
     left = {name: f"{{:<{width}}}".format for name, width in widths.items()}
-    return table.rename(columns={name: left[name](name) for name in texts}).to_string(index=False, formatters={left[name](name): left[name] for name in texts}, **options)
+    lines = table.rename(columns={name: left[name](name) for name in texts}).to_string(index=False, formatters={left[name](name): left[name] for name in texts}, **options)
+    return "\n".join(line.rstrip() for line in lines.splitlines())
 
 # %% ../nbs/03_cli.ipynb #35c8e0f0
 def demo(
@@ -208,7 +209,7 @@ def _add_method(group):
     group.add_argument("--clip", metavar="NAME", help="an open_clip name or a local folder, instead of ViT-B-16; of clip-dissect, falcon, patch-vocabulary and describe-and-dissect")
     group.add_argument("--clip-pretrained", metavar="TAG", help="of an open_clip name: its tag or a checkpoint's path (openai)")
     group.add_argument("--captioner", metavar="NAME", help="of describe-and-dissect: a hub name or a local folder, instead of BLIP base")
-    group.add_argument("--chat", metavar="NAME", help="of describe-and-dissect and patch-vocabulary: a model as the server calls it, a local folder, or consensus for no language model")
+    group.add_argument("--chat", metavar="NAME", help="of describe-and-dissect and patch-vocabulary: a model as the server calls it, a local folder, or, of describe-and-dissect alone, consensus for no language model")
     group.add_argument("--chat-url", metavar="URL", help="of the model in --chat: an OpenAI-compatible server, such as http://localhost:11434/v1; the key is OPENAI_API_KEY")
     group.add_argument("--painter", metavar="NAME", help="of describe-and-dissect: a hub name or a local folder, instead of Stable Diffusion 1.5")
 
@@ -580,6 +581,8 @@ def _check_inputs(arguments, needs):
     """Errors: ValueError for a method that lacks an input that an option supplies."""
     if arguments.method == "milan":
         raise ValueError("milan needs a region captioner and its encoder, which no option names: use nb.MILAN in Python, or --network world")
+    if arguments.method == "patch-vocabulary" and arguments.chat == "consensus":
+        raise ValueError("patch-vocabulary asks what is seen of a class, which consensus cannot tell: give a language model as --chat NAME")
     if "annotations" in needs and not (arguments.broden or arguments.segmenter):
         raise ValueError(f"{arguments.method} needs masks: give --broden FOLDER instead of --images or --dataset, or --segmenter NAME beside them")
     if "annotations" in needs and arguments.broden and arguments.segmenter:
@@ -683,7 +686,7 @@ def _own_bench(arguments, layers):
         _check_layers(layers, random_network(arguments.network))
     images, annotations = load_images(arguments.images, arguments.dataset, arguments.split, arguments.broden)
     labels = _labels(arguments, images)
-    with naming("--network"):
+    with naming("--weights" if arguments.weights else "--network"):
         target = load_target(arguments.network, layers, arguments.weights, arguments.device, **said)
     print(told_network(arguments.network, arguments.weights, target.device), flush=True)
     if arguments.method == "patch-vocabulary" and not target.classes:

@@ -94,6 +94,8 @@ def refuse_missing(
     for name in given.keys() & CALLED.keys():
         if lacking := [call for call in CALLED[name] if given[name] is not None and not hasattr(given[name], call)]:
             raise TypeError(f"{name} is {given[name]!r}, which cannot {lacking[0]}(): expected a model such as nb.{_EXAMPLES[name]}")
+    if method == "patch-vocabulary" and isinstance(given.get("chat"), Consensus) and not given.get("vocabulary"):
+        raise ValueError("patch-vocabulary asks what is seen of a class, which Consensus cannot tell: give Workbench(vocabulary=...) or a language model as chat=...")
     if "labels" in given:
         label_table(images, given["labels"])
     masks = given.get("annotations")

@@ -206,6 +206,7 @@ def unread(monkeypatch):
     (["--clip", CLIP, "--clip-pretrained", "openai"], ["--clip-pretrained"]),
     (["--method", "patch-vocabulary", "--chat-url", "http://localhost:1"], ["give --chat NAME"]),
     (["--method", "patch-vocabulary", "--chat", "consensus", "--chat-url", "http://localhost:1"], ["--chat-url"]),
+    (["--method", "patch-vocabulary", "--chat", "consensus"], ["consensus cannot tell", "--chat NAME"]),
     (["--clip", "ViT-B-61"], ["did you mean 'ViT-B-16'"]),
     (["--clip", "/no/such/folder"], ["no folder '/no/such/folder'"]),
     (["--split", "train"], ["--split is a split of a data set"]),
@@ -558,3 +559,23 @@ def test_a_call_of_a_layer_is_chosen(capsys):
     assert cli.main(["layers", "torchvision:resnet18", "--calls", "layer1.0.relu=2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "layer1.0.relu ReLU maps 64 56 x 56" in said and "layer 'layer1.1.relu' runs 2 times" in said
+
+
+@pytest.mark.parametrize("network, layer, pool, kind", [("timm:test_vit", "blocks.0", None, "class"), ("timm:test_vit", "blocks.0", "mean", "mean"), ("timm:test_vit", "blocks.0", "max", "max"),
+                                                        ("timm:test_resnet", "layer1", "max", "max"), ("timm:test_resnet", "fc", "class", "class")])
+def test_units_are_described_by_the_pooling_that_is_asked_for(network, layer, pool, kind, photographs, tmp_path):
+    from neuronbench import INVERT, ProbingSet, record
+
+    arguments = ["--network", network, "--weights", "none", "--layer", layer, "--units", "0", "3", "--images", str(photographs), "--method", "invert", "--cards", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(["describe", *arguments, *(["--pool", pool] if pool else [])]) == 0
+    images, target = ProbingSet.from_folder(photographs), cli.load_target(network, [layer], weights="none")
+    expected = INVERT()(record(target, images, pool=kind, progress=False), images, units={layer: [0, 3]})
+    table = pd.read_csv(tmp_path / "out" / "descriptions.csv")
+    assert table.description.tolist() == expected.description.tolist() and table.similarity.tolist() == pytest.approx(expected.score.tolist(), rel=1e-6)
+
+
+def test_a_layer_without_class_token_is_refused_before_it_is_recorded(photographs, monkeypatch, tmp_path, capsys):
+    from neuronbench import workbench
+
+    monkeypatch.setattr(workbench, "record", lambda *_, **__: pytest.fail("the images were recorded"))
+    assert "has no class token" in refused_after_output([*RESNET, "--pool", "class", "--images", photographs, "--method", "invert", "--out", tmp_path / "out"], capsys)

@@ -79,6 +79,14 @@ def test_annotations_of_other_images_are_refused_before_an_image_is_seen():
     assert bench.target.model[0].seen == 0
 
 
+def test_a_consensus_is_not_asked_for_a_vocabulary():
+    bench = bench_of(pictures(), chat=nb.Consensus())
+    bench.target.classes = ["boat"]
+    with pytest.raises(ValueError, match="Consensus cannot tell: give Workbench\\(vocabulary="):
+        bench.check("0", "patch-vocabulary")
+    assert bench.check("0", "patch-vocabulary", vocabulary={"boat": ["a sail"]}).vocabulary
+
+
 @pytest.mark.parametrize("units", [[4], [-1], [0, 99]])
 def test_a_unit_that_does_not_exist_costs_no_recording(units):
     bench = bench_of(pictures())

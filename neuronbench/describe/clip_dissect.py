@@ -59,7 +59,7 @@ class CLIPDissect:
     clip: object  # CLIP, or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
     concepts: object = field(default=20_000, repr=False)  # what `concept_set` takes: a number of common words, a file, a list
     similarity: object = "soft_wpmi"  # the name of a similarity function, or a callable like one
-    pool: str = "mean"  # of the recorded poolings
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         object.__setattr__(self, "concepts", tuple(concept_set(self.concepts)))

@@ -193,7 +193,7 @@ class INVERT:
     beam_size: int = 5  # formulas that go on at each length
     min_fraction: float = 0.001  # share of the images that a formula is true of, at least ...
     max_fraction: float = 0.5  # ... and at most
-    pool: str = "mean"  # of the recorded poolings
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         if self.length < 1 or self.beam_size < 1 or not 0 <= self.min_fraction <= self.max_fraction <= 1:
