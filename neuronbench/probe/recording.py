@@ -35,7 +35,6 @@ from .target import Target
 # %% ../../nbs/probe/03_recording.ipynb #8fc76a25
 _FORMAT = 2  # of what is stored; a recording of another format is another recording
 _SKETCH_SIZE = 65535  # the largest KLL sketch: exact up to that many values, rank error below 0.01 % beyond
-_SAMPLE_SIZE = 2 * _SKETCH_SIZE + 2  # values per unit where not all positions fit: at the 0.995 quantile one standard error is 0.0002
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,10 @@ def _pools(layer, layout, pool):
 
 
 def _positions_kept(count, chunk, length):
-    """How many of `length` positions of each image feed the quantiles; a chunk never feeds more than a sketch holds exactly."""
+    """How many of `length` positions of each image feed the quantiles; together no more than a sketch holds exactly, so that merging throws no coins."""
     if length * count <= _SKETCH_SIZE:
         return length
-    return max(1, min(length, -(-_SAMPLE_SIZE // count), _SKETCH_SIZE // min(count, chunk)))
+    return max(1, _SKETCH_SIZE // max(count, chunk))
 
 # %% ../../nbs/probe/03_recording.ipynb #1be2dbfe
 def _offsets(plan, number):
@@ -437,8 +436,8 @@ class Recording(_Report):
         """(U,) the value below which a share q of each unit's activations lies, over all positions of all images.
 
         The positions are those of maps and masks: cells of a map, patches without the tokens in front, steps; a vector has one. Exact while
-        there are at most 65,535 values per unit; beyond that from about 131,072 of them, spread evenly over each image: the share of
-        activations above it is then right to one standard error of at most sqrt(q (1 - q) / 131,072), 0.0002 at q = 0.995.
+        there are at most 65,535 values per unit; beyond that from about as many of them, spread evenly over each image: the share of
+        activations above it is then right to one standard error of at most sqrt(q (1 - q) / 65,535), 0.0003 at q = 0.995.
         NaN values do not count; a unit without any other has quantile NaN. Errors: ValueError for q outside 0..1.
         """
         if not 0 <= q <= 1:
