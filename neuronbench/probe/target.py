@@ -6,8 +6,11 @@
 __all__ = ['load_checkpoint', 'Target']
 
 # %% ../../nbs/probe/02_target.ipynb #2397f372
+import difflib
+import inspect
 import os
-import pickle
+import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -15,11 +18,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..basics import best_device, choose, content_key
-from .hooks import Finished, Hook, bare, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
+from ..basics import best_device, choose, content_key, no_code
+from .hooks import Finished, Hook, Renamed, bare, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
 from .layout import arranged, floating_type, layouts_of
 
 # %% ../../nbs/probe/02_target.ipynb #39703299
@@ -70,35 +72,45 @@ def _settings(module):
     return (settings, hooks) if hooks else settings
 
 # %% ../../nbs/probe/02_target.ipynb #2c332614
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema", "ema")  # entries of training scripts that hold the weights
+
+
 def load_checkpoint(
     path: Path,  # .safetensors, or a file written by torch.save
 ) -> dict:
-    """The weights in a file, {name: tensor}; wrappers "state_dict" and "model" and the prefix "module." are taken off.
+    """The weights in a file, {name: tensor}. Entries such as "state_dict" around them and what DataParallel ("module.") and torch.compile
+    ("_orig_mod.") put into their names are taken off.
 
-    Errors: FileNotFoundError; ValueError for a checkpoint that would execute code or that holds no weights.
+    Errors: FileNotFoundError; ValueError for a checkpoint that would execute code, is damaged, or holds no weights or several sets of them.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {str(path)!r}")
     weights = _read_checkpoint(path)
-    for wrapper in ("state_dict", "model"):
-        weights = weights.get(wrapper, weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"{str(path)!r} holds no weights: expected a dictionary of tensors")
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    while isinstance(weights, dict) and (inside := [name for name in _WRAPPERS if isinstance(weights.get(name), dict)]):
+        if len(inside) > 1:
+            raise ValueError(f"{str(path)!r} holds several sets of weights, {' and '.join(map(repr, inside))}: save the one that you mean to a file of its own")
+        weights = weights[inside[0]]
+    if not isinstance(weights, dict) or not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        entries = f", and found {', '.join(map(repr, list(weights)[:6]))}" if isinstance(weights, dict) else ""
+        raise ValueError(f"{str(path)!r} holds no weights: expected a dictionary of tensors{entries}")
+    return _without_wrappers(weights)
+
+
+def _without_wrappers(weights):
+    """The same weights by their names in the bare network."""
+    weights = {name: value for name, value in weights.items() if name != "n_averaged"}  # the counter of torch's AveragedModel
+    weights = {".".join(part for part in name.split(".") if part != "_orig_mod"): value for name, value in weights.items()}
+    while all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
 
 
 def _read_checkpoint(path):
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{str(path)!r} is refused: it is not plain weights and could execute code when opened; "
-            "save its state_dict() as .safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
+        with no_code(repr(str(path))):
+            return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a checkpoint: {' '.join(str(error).split())}") from error
 
 # %% ../../nbs/probe/02_target.ipynb #aeac56c4
@@ -119,15 +131,36 @@ def _torchvision_parts(name, weights, classes):
 
     name = choose(name, models.list_models(), "torchvision network")
     entries = models.get_model_weights(name)
-    entry = entries[weights] if weights in entries.__members__ else entries.DEFAULT
-    classes = classes or entry.meta.get("categories")
-    if weights in entries.__members__:
+    named = weights in entries.__members__
+    entry = entries[weights] if named else entries.DEFAULT
+    known = entry.meta.get("categories")
+    if named and classes and len(classes) != len(known):
+        raise ValueError(f"{len(classes)} classes were given, and {name!r} with the weights {weights!r} has {len(known)} outputs")
+    classes = classes or known
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    if named:
+        options = {"quantize": True} if "quantize" in takes and "backend" in entry.meta else {}
         with _downloading(f"{name!r} with weights {weights!r}"):
-            model = models.get_model(name, weights=entry)
+            model = models.get_model(name, weights=entry, **options)
     else:
-        model = models.get_model(name, weights=None, num_classes=len(classes))
+        options = {"num_classes": len(classes)} if classes else {}
+        model = models.get_model(name, weights=None, **options, **({"weights_backbone": None} if "weights_backbone" in takes else {}))
         _load_into(model, weights, entries.__members__)
-    return {"model": model, "preprocess": entry.transforms(), "classes": classes}
+    return {"model": model, "preprocess": _of_images(name, entry.transforms()), "classes": classes}
+
+
+def _of_images(name, transform):
+    """The transform, or one that refuses images for a network that takes clips or pairs of them."""
+    takes = {"VideoClassification": "clips", "OpticalFlow": "pairs of images"}.get(type(transform).__name__)
+    return _NoImages(f"{name!r} takes {takes}, not images: a target sees one image at a time") if takes else transform
+
+
+class _NoImages:
+    def __init__(self, reason):
+        self.reason = reason
+
+    def __call__(self, image):
+        raise ValueError(self.reason)
 
 
 def _load_into(model, path, known=()):
@@ -137,23 +170,66 @@ def _load_into(model, path, known=()):
     if not Path(path).exists() and Path(path).suffix == "":
         choose(str(path), known, "weights or file")
     try:
-        model.load_state_dict(load_checkpoint(path))
+        model.load_state_dict(_renamed(load_checkpoint(path), model.state_dict()))
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights in {str(path)!r} do not fit {type(model).__name__}: {problem}") from error
+        hint = "; `classes` says how many outputs it has" if "size mismatch" in problem else ""
+        raise ValueError(f"the weights in {str(path)!r} do not fit {type(model).__name__}: {problem}{hint}") from error
+
+
+def _renamed(weights, wanted):
+    """The weights under the names that the network has, where all are known but for one word in front, as of a training script's own class."""
+    first = {name.split(".")[0] for name in weights}
+    inner = {name.split(".", 1)[-1]: value for name, value in weights.items()}
+    return inner if len(first) == 1 and inner.keys() == wanted.keys() != weights.keys() else weights
 
 # %% ../../nbs/probe/02_target.ipynb #0cc902ec
 def _timm_parts(name, pretrained, classes):
     import timm
 
-    choose(name.split(".")[0], timm.list_models(), "timm network")
-    options = {"num_classes": len(classes)} if classes else {}
-    with _downloading(f"timm's {name!r}"):
-        model = timm.create_model(name, pretrained=pretrained is True, **options)
-    if not isinstance(pretrained, bool):
-        _load_into(model, pretrained)
+    base, _, tag = name.partition(".")
+    choose(base, timm.list_models(), "timm network")
+    with no_code(f"timm's {name!r}"), _downloading(f"timm's {name!r}"):
+        if isinstance(pretrained, bool):
+            outputs = _timm_outputs(name, tag, classes) if pretrained else len(classes) if classes else None
+            model = timm.create_model(name, pretrained=pretrained, **({} if outputs is None else {"num_classes": outputs}))
+        else:
+            model = _timm_from_file(name, pretrained, classes)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return {"model": model, "preprocess": transform}
+
+
+def _timm_outputs(name, tag, classes):
+    """The outputs of the trained head. Errors: KeyError for a tag, ValueError where there are no trained weights, or not with so many classes."""
+    import timm
+
+    tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+    if tag and tags:
+        choose(name, tags, "pretrained timm network")
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f"timm has no trained weights of {name!r}; give pretrained=False, or the path of a checkpoint")
+    outputs = timm.get_pretrained_cfg(name).num_classes
+    if classes and len(classes) != outputs:
+        raise ValueError(f"{len(classes)} classes were given, and timm's {name!r} was trained with {outputs}: with another number its head would be random")
+    return outputs
+
+
+def _timm_from_file(name, path, classes):
+    """The network of a local checkpoint, with as many outputs as its head has; none if it has no head."""
+    import timm
+
+    model = timm.create_model(name, pretrained=False)
+    if not Path(path).exists():
+        return _load_into(model, path)
+    heads = model.pretrained_cfg.get("classifier") or ()
+    first = heads if isinstance(heads, str) else next(iter(heads), "")
+    weights = _renamed(load_checkpoint(path), model.state_dict())
+    outputs = len(weights[f"{first}.weight"]) if f"{first}.weight" in weights else 0
+    if classes and len(classes) != outputs:
+        raise ValueError(f"{len(classes)} classes were given, and the head in {str(path)!r} has {outputs} outputs")
+    model = timm.create_model(name, pretrained=False, num_classes=outputs)
+    _load_into(model, path)
+    return model
 
 # %% ../../nbs/probe/02_target.ipynb #c6ed4c00
 class _Processor:
@@ -165,15 +241,109 @@ class _Processor:
     def __call__(self, image):
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-
+# %% ../../nbs/probe/02_target.ipynb #tffn
 def _transformers_parts(name):
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoImageProcessor
 
-    with _downloading(f"{str(name)!r}"):
-        model = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)
-    names = model.config.id2label
-    return {"model": model, "preprocess": _Processor(processor), "classes": [names[index] for index in sorted(names)]}
+    name = _transformers_name(name)
+    with _downloading(repr(name)), no_code(repr(name)), _quiet():
+        model = _transformers_model(name, AutoConfig.from_pretrained(name, trust_remote_code=False))
+        _check_processor(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return {"model": _taking_images(name, model), "preprocess": _Processor(processor), "classes": _class_names(model)}
+
+
+def _transformers_name(name):
+    """A folder that has a configuration, or what may be a name on the hub. Errors: FileNotFoundError."""
+    folder, name = Path(name), str(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"no config.json in {name!r}, which the folder of a network of transformers has")
+    elif folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        near = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
+        nearest = difflib.get_close_matches(folder.name, near, n=1)
+        hint = f"did you mean {str(folder.parent / nearest[0])!r}?" if nearest else "a network on the hub is written 'owner/name'"
+        raise FileNotFoundError(f"no folder {name!r}; {hint}")
+    return name
+
+
+def _check_processor(name):
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+        raise ValueError(f"no preprocessor_config.json in {name!r}, which says how images are prepared: save the image processor into it")
+
+
+@contextmanager
+def _quiet():
+    """transformers logs a table of the weights that it did not find; what matters of it is said or refused here."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+# %% ../../nbs/probe/02_target.ipynb #tfwhole
+def _transformers_model(name, config):
+    """The network that the folder has all weights of: the class that it names, else the backbone in it. Errors: ValueError, one sentence."""
+    lacking = None
+    for kind in _kinds(config):
+        for options in ({}, {"add_pooling_layer": False}):
+            if options and "add_pooling_layer" not in inspect.signature(kind.__init__).parameters:
+                continue
+            try:
+                model, said = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, weights_only=True, **options)
+            except RuntimeError as error:
+                if "mismatch" not in str(error):
+                    raise
+                raise ValueError(f"the weights in {name!r} do not fit its configuration, a {kind.__name__}: save both together") from error
+            if not said["missing_keys"]:
+                if lacking and kind not in _classifiers(config):
+                    warnings.warn(f"{name!r} has no trained head: its backbone, a {kind.__name__}, is the target, without class names", stacklevel=5)
+                return model
+            lacking = lacking or f"{kind.__name__}, such as {min(said['missing_keys'])!r}"
+    raise ValueError(f"{name!r} lacks weights of a {lacking}, which would be random")
+
+
+def _kinds(config):
+    """Classes of transformers for a configuration: what its folder names, else an image classifier; then the bare backbone."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    named = [getattr(transformers, kind, None) for kind in config.architectures or ()]
+    kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)][:1] or _classifiers(config)[:1]
+    backbone = MODEL_MAPPING.get(type(config), ())
+    return list(dict.fromkeys([*kinds, *(backbone if isinstance(backbone, tuple) else [backbone])]))
+
+
+def _classifiers(config):
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+    kinds = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), ())
+    return list(kinds if isinstance(kinds, tuple) else [kinds])
+
+# %% ../../nbs/probe/02_target.ipynb #tfpart
+def _class_names(model):
+    """Names of a classifier's outputs; None for another network, and for names that transformers has made up."""
+    names = [model.config.id2label[index] for index in sorted(model.config.id2label)] if type(model) in _classifiers(model.config) else []
+    return names if names and not all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names) else None
+
+
+def _taking_images(name, model):
+    """The network, or the part of an image-text network that takes images; its layers answer to their names in the whole as well."""
+    from transformers import PreTrainedModel
+
+    towers = {place: part for place, part in model.named_modules() if isinstance(part, PreTrainedModel) and part.main_input_name == "pixel_values"}
+    if not towers:
+        raise ValueError(f"{name!r} is a {type(model).__name__}, which takes {model.main_input_name!r}: expected a network that takes images")
+    place, part = next(iter(towers.items()))
+    if not place and model.base_model is model:
+        place = "vision_model" if model.config.model_type.endswith("vision_model") else model.base_model_prefix
+    for prefix in reversed(place.split(".") if place else ()):
+        part = Renamed(prefix, part)
+    return part
 
 # %% ../../nbs/probe/02_target.ipynb #f55056bd
 class _Libraries:
@@ -185,10 +355,11 @@ class _Libraries:
         name,  # e.g. "resnet50"
         layers,  # dotted names
         weights=None,  # e.g. "IMAGENET1K_V2" (downloaded once), the path of a local checkpoint, or None for random weights
-        classes=None,  # names of the outputs; ImageNet's if None
+        classes=None,  # names of the outputs; those of the network's default weights (ImageNet's, for most) if None
         device=None,
     ):
-        """A network of torchvision with its preprocessing. Errors: see `load_checkpoint`; OSError for a failed download."""
+        """A network of torchvision with its preprocessing. Errors: see `load_checkpoint`; KeyError naming the nearest network or weights;
+        ValueError for another number of classes than the weights have; OSError for a failed download."""
         return cls(layers=layers, device=device, **_torchvision_parts(name, weights, classes))
 
     @classmethod
@@ -200,17 +371,20 @@ class _Libraries:
         classes=None,  # names of the outputs
         device=None,
     ):
-        """A network of timm with its preprocessing. Errors: see `load_checkpoint`; OSError for a failed download."""
+        """A network of timm with its preprocessing. Errors: see `load_checkpoint`; KeyError naming the nearest network or tag;
+        ValueError for another number of classes than the weights have, and where there are none; OSError for a failed download."""
         return cls(layers=layers, classes=classes, device=device, **_timm_parts(name, pretrained, classes))
 
     @classmethod
     def from_transformers(
         cls,
         name,  # a name on the Hugging Face hub or a local folder, e.g. "google/vit-base-patch16-224"
-        layers,  # dotted names, e.g. ["vit.encoder.layer.11"]
+        layers,  # dotted names, e.g. ["vit.layers.11"]
         device=None,
     ):
-        """An image classifier of transformers with its image processor. Errors: OSError for a failed download."""
+        """A network of transformers that takes images, with its image processor: a classifier, a detector, a segmentation network, a
+        backbone, or the image tower of a CLIP. Errors: FileNotFoundError for a folder; ValueError, one sentence, for one that lacks weights
+        or would execute code; OSError for a failed download."""
         return cls(layers=layers, device=device, **_transformers_parts(name))
 
 # %% ../../nbs/probe/02_target.ipynb #353d8a15
