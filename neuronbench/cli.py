@@ -71,6 +71,7 @@ def demo(
 # %% ../nbs/03_cli.ipynb #90a65186
 def save_results(bench, descriptions, units, folder):
     """Write `descriptions.csv` and `cards/LAYER_UNIT.png` for `units` (a dict of layer to unit numbers); returns the CSV's path."""
+    from neuronbench.basics import replacing
     from neuronbench.describe.descriptions import write_descriptions
 
     folder = Path(folder)
@@ -78,7 +79,8 @@ def save_results(bench, descriptions, units, folder):
     write_descriptions(descriptions, folder / "descriptions.csv")
     for layer, unit in ((layer, unit) for layer in units for unit in units[layer]):
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in layer)
-        bench.card(layer, unit).savefig(folder / "cards" / f"{name}_{unit:04d}.png", dpi=120)
+        with replacing(folder / "cards" / f"{name}_{unit:04d}.png") as path:
+            bench.card(layer, unit).savefig(path, dpi=120)
     return folder / "descriptions.csv"
 
 # %% ../nbs/03_cli.ipynb #0f85d2c5
@@ -777,6 +779,7 @@ def leaderboard(
     sentences=None,  # a sentence model on the hub, or a folder: one more measure
 ):
     """Print the table of every method on every kind of unit of the embedded world, and write it. Errors: KeyError, FileNotFoundError."""
+    from neuronbench.basics import replacing
     from neuronbench.embedded.world import world
     from neuronbench.evaluate import leaderboard as boards
     from neuronbench.foundation.sentences import Sentences
@@ -789,7 +792,8 @@ def leaderboard(
     print(boards.wide_table(board).round(2).to_string())
     for failure in board.attrs["failures"]:
         print(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}", file=sys.stderr)
-    board.to_csv(out, index=False)
+    with replacing(out) as path:
+        board.to_csv(path, index=False)
     print(f"Written: {out}")
 
 # %% ../nbs/03_cli.ipynb #c0a65f8b

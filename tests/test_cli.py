@@ -579,3 +579,20 @@ def test_a_layer_without_class_token_is_refused_before_it_is_recorded(photograph
 
     monkeypatch.setattr(workbench, "record", lambda *_, **__: pytest.fail("the images were recorded"))
     assert "has no class token" in refused_after_output([*RESNET, "--pool", "class", "--images", photographs, "--method", "invert", "--out", tmp_path / "out"], capsys)
+
+
+def test_a_card_that_cannot_be_drawn_leaves_the_older_one(tmp_path):
+    class Figure:
+        def savefig(self, path, dpi):
+            path.write_bytes(b"half a picture")
+            raise OSError(28, "No space left on device")
+
+    class Bench:
+        def card(self, layer, unit):
+            return Figure()
+
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "fc_0001.png").write_bytes(b"older")
+    with pytest.raises(OSError):
+        cli.save_results(Bench(), pd.DataFrame(columns=["layer", "unit", "description", "score", "method"]), {"fc": [1]}, tmp_path)
+    assert (tmp_path / "cards" / "fc_0001.png").read_bytes() == b"older" and len(list((tmp_path / "cards").iterdir())) == 1
