@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import neuronbench as nb
 from neuronbench.describe.concepts import common_words, concept_set
-from neuronbench.describe.descriptions import COLUMNS, chosen_units, describe_frame, finite_units, kept, read_descriptions, write_descriptions
+from neuronbench.describe.descriptions import (COLUMNS, chosen_units, describe_frame, failures_of, finite_units, joined_frames, kept, read_descriptions,
+                                               unit_reasons, write_descriptions)
 
 
 class Recorded(dict):
@@ -37,15 +38,27 @@ def test_frame_has_the_columns_of_the_design():
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), min_size=1).filter(lambda text: text == text.strip() and text)
 
 
+RUN = ["=1+1", "+1", "-1", "@SUM(A1)", "'=1", "''-1", "＝1", '=HYPERLINK("http://a","b")', "=cmd|' /C calc'!A0"]  # what a spreadsheet would run, or seems guarded from it
+
+
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | texts | st.sampled_from(["null", "nan", "NA", "a,b", '"', "=1+1"]),
-                          st.none() | st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=8))
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | texts | st.sampled_from(["null", "nan", "NA", "a,b", "a;b", '"', "'", *RUN]),
+                          st.none() | st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=8, unique=True))
 def test_file_and_back(tmp_path_factory, rows):
     units, words, scores = zip(*rows)
     frame = describe_frame("layer1.0", units, words, [math.nan if score is None else score for score in scores], "INVERT")
     path = tmp_path_factory.mktemp("csv") / "invert.csv"
     write_descriptions(frame, path)
     pd.testing.assert_frame_equal(read_descriptions(path, method="INVERT"), frame)
+    for row in pd.read_csv(path, dtype=str, keep_default_na=False).itertuples():
+        assert row.description[:1] not in tuple("=+-@\t\r\n")
+
+
+def test_layers_that_a_spreadsheet_would_run_are_text_and_come_back(tmp_path):
+    frame = describe_frame("=conv1", [0, 1], RUN[:2], [-0.5, 0.1], "INVERT")
+    write_descriptions(frame, tmp_path / "out.csv")
+    assert "'=conv1,0,'=1+1,-0.5" in (tmp_path / "out.csv").read_text()
+    pd.testing.assert_frame_equal(read_descriptions(tmp_path / "out.csv", "INVERT"), frame)
 
 
 def test_file_has_the_published_columns_and_no_leftovers(tmp_path):
@@ -66,7 +79,12 @@ def test_writing_needs_the_columns(tmp_path):
     ("layer,unit,summary\nlayer3,226,a person\n", {"method": "human"}, ("layer3", 226, "a person", math.nan, "human")),
     ("Neuron ID,Label 1,Label 2\n7,red things, \n", {"layer": "layer4"}, ("layer4", 7, "red things", math.nan, "file")),
     ("Neuron ID,label\n7,red things\n", {"layer": "fc"}, ("fc", 7, "red things", math.nan, "file")),
-    ("unit,category,label,score,color-label\n1,part,body,0.042,grey-c\n", {"layer": "layer4"}, ("layer4", 1, "body", 0.042, "file")),
+    ("unit,category,label,score,color-label,color-iou\n1,part,body,0.042,grey-c,0.01\n", {"layer": "layer4"}, ("layer4", 0, "body", 0.042, "file")),
+    ("unit,category,label,score,object-label,object-iou\n2048,object,cat,0.1,cat,0.1\n", {"layer": "layer4"}, ("layer4", 2047, "cat", 0.1, "file")),
+    ("unit,category,label,score\n1,part,body,0.042\n", {"layer": "layer4"}, ("layer4", 1, "body", 0.042, "file")),
+    ("\ufefflayer;unit;description;similarity\r\nconv1;7;rot, blau;0,25\r\n", {}, ("conv1", 7, "rot, blau", 0.25, "file")),
+    ("Layer\tUnit\tDescription\nconv1\t7.0\tred; blue\n\n", {}, ("conv1", 7, "red; blue", math.nan, "file")),
+    ('layer,unit,description\nconv1,7,"red\nand blue"\n,,\n', {}, ("conv1", 7, "red\nand blue", math.nan, "file")),
 ])
 def test_published_forms(tmp_path, text, options, expected):
     (tmp_path / "file.csv").write_text(text)
@@ -82,6 +100,65 @@ def test_unknown_columns_are_listed_beside_those_expected(tmp_path):
     (tmp_path / "file.csv").write_text("Neuron ID,label\n1,red\n")
     with pytest.raises(ValueError, match="not found: layer; give layer="):
         read_descriptions(tmp_path / "file.csv")
+
+
+@pytest.mark.parametrize("text, options, message", [
+    ("layer,unit,description\nconv1,0,red\nconv1,abc,red\n", {}, "file.csv, line 3: 'abc' is no number of a unit: expected a whole number of at least 0"),
+    ("layer,unit,description\nconv1,3.5,red\n", {}, "line 2: '3.5'"),
+    ("layer,unit,description\nconv1,-1,red\n", {}, "line 2: '-1'"),
+    ("layer,unit,description\nconv1,,red\n", {}, "line 2: ''"),
+    ("layer,unit,description\nconv1,1e400,red\n", {}, "line 2: '1e400'"),
+    ("layer,unit,description\n,1,red\n", {}, "line 2 names no layer"),
+    ("unit,category,label,score,part-iou\n0,part,body,0.04,0.04\n", {"layer": "a"}, r"'0' is no number of a unit \(its units count from 1\)"),
+    ("layer,unit,description\nconv1,1,red, or blue\n", {}, "line 2 has 4 fields, its header has 3"),
+    ("layer,unit,description\nconv1,1\n", {}, "line 2 has 2 fields"),
+    ('layer,unit,description\nconv1,1,"red\n', {}, "line 2: unexpected end of data"),
+    ("layer,unit,description,similarity\nconv1,1,red,high\n", {}, "line 2: 'high' is no similarity"),
+    ("layer,unit,label,label\nconv1,1,red,blue\n", {}, "more than one column 'label'"),
+    ("layer,unit,description\nconv1,1,red\n", {"layer": "fc"}, "has a column 'layer' of its own: leave out layer='fc'"),
+    ("", {}, "not found: layer, unit, description"),
+])
+def test_a_line_that_does_not_fit_is_named(tmp_path, text, options, message):
+    (tmp_path / "file.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_descriptions(tmp_path / "file.csv", **options)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_refused(tmp_path, encoding):
+    (tmp_path / "file.csv").write_bytes("layer,unit,description\nconv1,1,café\n".encode(encoding))
+    with pytest.raises(ValueError, match="file.csv is not UTF-8 text"):
+        read_descriptions(tmp_path / "file.csv")
+
+
+def test_rows_that_stand_twice_count_once_but_annotators_may_agree(tmp_path):
+    (tmp_path / "twice.csv").write_text("layer,unit,description,similarity\n" + 2 * "conv1,0,red,0.5\nconv1,1,blue,0.4\n")
+    with pytest.warns(UserWarning, match="2 rows of twice.csv say again what a row before them says, the first in line 4"):
+        assert len(read_descriptions(tmp_path / "twice.csv")) == 2
+    (tmp_path / "people.csv").write_text("layer,unit,summary\n" + 3 * "conv1,0,red things\n")
+    assert len(read_descriptions(tmp_path / "people.csv")) == 3
+
+
+def test_units_without_a_description_are_in_a_warning():
+    failures = failures_of("conv1", [4, 5, 6], ["", "it is dead", "it is dead"], "compare")
+    assert failures == [{"layer": "conv1", "unit": unit, "step": "compare", "reason": "it is dead"} for unit in (5, 6)]
+    with pytest.warns(UserWarning, match="2 units have no description; the first: unit 5 of 'conv1', it is dead"):
+        assert joined_frames([], failures).attrs["failures"] == failures
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert joined_frames([], []).attrs["failures"] == []
+
+
+@pytest.mark.parametrize("column, reason", [
+    ([0, 0, 0], "the unit is 0 on every image"), ([-2.5, -2.5, -2.5], "the unit is -2.5 on every image"), ([0.1, 0.1 + 7e-9, 0.1 - 7e-9], "the unit is 0.1 on every"),
+    ([0, np.nan, 1], "NaN or infinite"), ([np.inf] * 3, "NaN or infinite"), ([0, 1, 2], ""), ([0, 0, 1e-30], ""), ([1, 1, 1.00001], ""), ([0.0, -0.0, 0.0], "the unit is 0 on"),
+])
+def test_units_that_tell_no_images_apart(column, reason):
+    values = xarray.DataArray(np.array([column, [1, 2, 3]], np.float32).T, dims=("image", "unit"))
+    given, other = unit_reasons(values)
+    assert given.startswith(reason) if reason.startswith("the") else reason in given
+    assert (given == "") == (reason == "") and other == ""
+    assert all("only one image" in one for one in unit_reasons(values[2:3, 1:])) and len(unit_reasons(values[:, :0])) == 0
 
 
 def test_chosen_units():
@@ -119,6 +196,23 @@ def test_a_step_is_kept_only_when_it_is_whole(tmp_path, monkeypatch):
     second = kept("step", "key", lambda: pytest.fail("computed again"))
     assert first["a"].tolist() == second["a"].tolist() == [0, 1, 2]
     assert [file.name for file in (tmp_path / "step").iterdir()] == ["key.npz"]
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-30], lambda content: content[:150] + b"\xff" + content[151:], lambda content: b"x" * 200])
+def test_a_damaged_file_is_computed_anew(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    kept("step", "key", lambda: {"a": np.arange(100)})
+    [file] = (tmp_path / "step").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert kept("step", "key", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+    assert kept("step", "key", lambda: pytest.fail("computed again"))["a"].tolist() == [0, 1, 2]
+
+
+def test_what_is_all_missing_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    assert np.isnan(kept("step", "key", lambda: {"a": np.arange(2), "b": np.full(3, np.nan)})["b"]).all()
+    assert kept("step", "key", lambda: {"a": np.arange(2), "b": np.array([np.nan, 1])})["b"][1] == 1
+    assert kept("step", "key", lambda: pytest.fail("computed again"))["b"][1] == 1
 
 
 def test_common_words():

@@ -172,6 +172,15 @@ def test_quantiles_of_maps_leave_the_right_share_above():
         assert (share - (1 - q)).abs().max() < 5 * np.sqrt(q * (1 - q) / (400 * 16)) + 1e-4
 
 
+def test_quantiles_are_the_same_in_every_call_also_beyond_what_one_sketch_holds():
+    images = ProbingSet.from_images([Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(300)])
+    torch.manual_seed(0)
+    target = Target(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1)), ["0"], lambda image: torch.tensor(np.array(image)).permute(2, 0, 1) / 255, device="cpu")
+    first, again = (record(target, images, progress=False) for _ in range(2))
+    calls = [one.quantile("0", 0.995) for one in (first, first, again, again)]
+    assert all(np.array_equal(calls[0], other) for other in calls[1:])
+
+
 def test_quantiles_of_many_units_keep_their_order():
     model = nn.Sequential(nn.Flatten(), nn.Linear(300, 600))
     recording = recorded(noise(50), ["1"], model)

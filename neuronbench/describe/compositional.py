@@ -83,10 +83,9 @@ class BitMask:
         own, theirs = np.intersect1d(self.images, other.images, assume_unique=True, return_indices=True)[1:]
         return int(np.bitwise_count(self.bits[own] & other.bits[theirs]).sum(dtype=np.int64))
 
-    def joined(self, join: str, other: "BitMask", known: np.ndarray) -> "BitMask":
-        """The mask of "self OR other", "self AND other" or "self AND NOT other" in the images where `known` (image,) is true."""
+    def joined(self, join: str, other: "BitMask") -> "BitMask":
+        """The mask of "self OR other", "self AND other" or "self AND NOT other"."""
         images = np.union1d(self.images, other.images) if join == "OR" else self.images
-        images = images[known[images]]
         return BitMask.of(images, _JOINED[join](self.at(images), other.at(images)))
 
 
@@ -95,23 +94,19 @@ _JOINED = {"OR": lambda one, other: one | other, "AND": lambda one, other: one &
 
 # %% ../../nbs/describe/14_compositional.ipynb #7d7d6ed7
 class Masks:
-    """The packed masks of all concepts on N images, and which images are annotated for them.
+    """The packed masks of all concepts on N images. `counts`: (N, concept) pixels; `area`: pixels of an image.
 
-    `counts`: (N, concept) pixels; `annotated`: (N, category) bool; `category_of`: (concept,); `area`: pixels of an image.
+    An image that is not annotated for a concept's category counts as one without the concept.
     """
 
-    def __init__(self, categories: dict, images: int, area: int, file):
-        order = list(categories)
-        self.names, of = concept_names(categories)
-        self.category_of, self.area = np.array([order.index(category) for category in of]), area
+    def __init__(self, names: tuple, images: int, area: int, file):
+        self.names, self.area = names, area
         self.counts = np.zeros((images, len(self.names)), np.int64)
-        self.annotated = np.zeros((images, len(categories)), bool)
         self._file, self._rows, self._places = file, None, [[] for _ in self.names]
         self._written = 0
 
     def add(self, image: int, found):
         """Write the ConceptMasks of the image with this number."""
-        self.annotated[image] = found.annotated
         self.counts[image, found.concepts] = found.masks.sum((1, 2))
         for concept, row in zip(found.concepts, packed(found.masks)):
             self._places[concept].append((image, self._written))
@@ -129,10 +124,10 @@ class Masks:
 
 # %% ../../nbs/describe/14_compositional.ipynb #0b747b05
 class Hits:
-    """What is at the positions where one unit exceeds its threshold, 64 to a word; each image begins a new word."""
+    """What is at the `count` positions where one unit exceeds its threshold, 64 to a word; each image begins a new word."""
 
     def __init__(self):
-        self._parts = []
+        self._parts, self.count = [], 0
 
     def add(
         self,
@@ -142,21 +137,16 @@ class Hits:
         """Remember the hits of one image."""
         hit = np.flatnonzero(mask)
         at = packed(found.masks.reshape(len(found.masks), mask.size)[:, hit])
-        self._parts.append((packed(np.ones((1, len(hit)), bool))[0], found.annotated, found.concepts, at))
+        self._parts.append((found.concepts, at))
+        self.count += len(hit)
 
-    @property
-    def any(self) -> bool:
-        """Whether the unit ever exceeds its threshold."""
-        return bool(self._parts)
-
-    def table(self, concepts: int, categories: int) -> tuple:
-        """(at, known): words (concept, words) of each concept, (category, words) of where it is known."""
-        ends = np.cumsum([0, *(len(hits) for hits, *_ in self._parts)])
-        at, known = np.zeros((concepts, ends[-1]), np.uint64), np.zeros((categories, ends[-1]), np.uint64)
-        for start, stop, (hits, annotated, present, bits) in zip(ends, ends[1:], self._parts):
-            known[:, start:stop] = annotated[:, None] * hits
+    def table(self, concepts: int) -> np.ndarray:
+        """(concept, words): where each concept is, among the hits."""
+        ends = np.cumsum([0, *(bits.shape[1] for _, bits in self._parts)])
+        at = np.zeros((concepts, ends[-1]), np.uint64)
+        for start, stop, (present, bits) in zip(ends, ends[1:], self._parts):
             at[present, start:stop] = bits
-        return at, known
+        return at
 
 # %% ../../nbs/describe/14_compositional.ipynb #8130264b
 def gathered(
@@ -171,7 +161,7 @@ def gathered(
     hits, masks, number = [Hits() for _ in units], None, itertools.count()
     for _, maps, concept_masks in mask_batches(recording, layer, source):
         limits = torch.from_numpy(thresholds).to(maps.device)
-        masks = masks or Masks(source.categories, recording[layer].sizes["image"], source.size[0] * source.size[1], file)
+        masks = masks or Masks(concept_names(source.categories)[0], recording[layer].sizes["image"], source.size[0] * source.size[1], file)
         for own, found in zip(maps[:, torch.from_numpy(units).to(maps.device)], concept_masks):
             masks.add(next(number), found)
             active, unit_mask = unit_masks(own, limits, source.size)
@@ -189,8 +179,6 @@ class Scored:
     mask: BitMask
     at: np.ndarray  # (words,) where it is true of the unit's hits
     iou: float
-    known: np.ndarray  # (N,) bool: images annotated for all its categories
-    known_at: np.ndarray  # (words,) the unit's hits in those images
 
 
 def _bits(words):
@@ -200,12 +188,12 @@ def _bits(words):
 # %% ../../nbs/describe/14_compositional.ipynb #0200aac5
 @dataclass(frozen=True, eq=False)
 class Extensions:
-    """Counts (concept,) of what decides the IoU of one formula joined with each concept, in the images annotated for both."""
+    """Counts (concept,) of what decides the IoU of one formula joined with each concept; `formula`, `unit` and `unit_formula` are the same for all."""
 
-    formula: np.ndarray  # pixels of the formula
+    formula: int  # pixels of the formula
     concept: np.ndarray  # pixels of the concept
-    unit: np.ndarray  # pixels of the unit
-    unit_formula: np.ndarray  # pixels of the unit and the formula
+    unit: int  # pixels of the unit
+    unit_formula: int  # pixels of the unit and the formula
     unit_concept: np.ndarray
     unit_both: np.ndarray
     least: np.ndarray  # pixels of formula and concept: at least ...
@@ -214,36 +202,34 @@ class Extensions:
     def iou(self, join: str, both, of=slice(None)) -> np.ndarray:
         """The IoU of "formula `join` concept", for the concepts `of`, if formula and concept share `both` pixels."""
         if join == "OR":
-            inside = (self.unit_formula + self.unit_concept - self.unit_both)[of]
-            size = (self.formula + self.concept)[of] - both
+            inside = self.unit_formula + self.unit_concept[of] - self.unit_both[of]
+            size = self.formula + self.concept[of] - both
         elif join == "AND":
             inside, size = self.unit_both[of], both
         else:
-            inside, size = (self.unit_formula - self.unit_both)[of], self.formula[of] - both
-        return inside / np.maximum(self.unit[of] + size - inside, 1)
+            inside, size = self.unit_formula - self.unit_both[of], self.formula - both
+        return inside / np.maximum(self.unit + size - inside, 1)
 
     def changes(self, join: str, both: int, concept: int) -> bool:
-        """Whether "formula `join` concept" is anything else than the formula, in the images annotated for both."""
-        return {"OR": both < self.concept[concept], "AND": both < self.formula[concept], "AND NOT": both > 0}[join]
+        """Whether "formula `join` concept" is anything else than the formula."""
+        return {"OR": both < self.concept[concept], "AND": both < self.formula, "AND NOT": both > 0}[join]
 
     def bound(self, join: str) -> np.ndarray:
         """(concept,): no IoU of "formula `join` concept" is higher."""
         return self.iou(join, self.least if join == "AND" else self.most)
 
 
-def extensions(scored: Scored, masks: Masks, at: np.ndarray, known: np.ndarray) -> Extensions:
-    """The counts for a formula of the beam and all concepts; `at` and `known` are what `Hits.table` gives."""
-    of, images = masks.category_of, scored.mask.images
-    rows, own = masks.counts[images], scored.mask.counts[:, None]
-    annotated = masks.annotated[images]
+def extensions(scored: Scored, masks: Masks, at: np.ndarray, unit: int) -> Extensions:
+    """The counts for a formula of the beam and all concepts; `at` is what `Hits.table` gives, `unit` the number of hits."""
+    rows, own = masks.counts[scored.mask.images], scored.mask.counts[:, None]
     unit_both = _bits(at & scored.at)
     least = np.maximum(rows + own - masks.area, 0).sum(0)
     return Extensions(
-        formula=(annotated * own).sum(0)[of],
-        concept=masks.counts[scored.known].sum(0),
-        unit=_bits(known & scored.known_at)[of],
-        unit_formula=_bits(known & scored.at)[of],
-        unit_concept=_bits(at & scored.known_at),
+        formula=int(own.sum()),
+        concept=masks.counts.sum(0),
+        unit=unit,
+        unit_formula=int(_bits(scored.at)),
+        unit_concept=_bits(at),
         unit_both=unit_both,
         least=np.maximum(least, unit_both),
         most=np.minimum(rows, own).sum(0),
@@ -262,9 +248,8 @@ def _distinct(candidates, beam_size):
 
 
 def _same(one, other):
-    """Whether two formulas are known in the same images and cover the same pixels."""
-    return (one.iou == other.iou and np.array_equal(one.known, other.known) and np.array_equal(one.mask.images, other.mask.images)
-            and np.array_equal(one.mask.bits, other.mask.bits))
+    """Whether two formulas cover the same pixels."""
+    return (one.iou == other.iou and np.array_equal(one.mask.images, other.mask.images) and np.array_equal(one.mask.bits, other.mask.bits))
 
 # %% ../../nbs/describe/14_compositional.ipynb #13d39553
 class Search:
@@ -277,7 +262,7 @@ class Search:
         shared: dict,  # {(key of a formula, concept): pixels of both}, filled as needed; may serve several units
     ):
         self.masks, self.shared = masks, shared
-        self.at, self.known = hits.table(len(masks.names), masks.annotated.shape[1])
+        self.at, self.unit = hits.table(len(masks.names)), hits.count
 
     def beams(self, length: int, beam_size: int) -> list:
         """For each length up to `length`, the best formulas up to that length: lists of Scored, best first."""
@@ -288,16 +273,14 @@ class Search:
 
     def _singles(self):
         """The concepts, best first."""
-        of = self.masks.category_of
-        unit, both = _bits(self.known)[of], _bits(self.at)
-        iou = both / np.maximum(unit + self.masks.counts.sum(0) - both, 1)
+        both = _bits(self.at)
+        iou = both / np.maximum(self.unit + self.masks.counts.sum(0) - both, 1)
         for concept in np.argsort(-iou, kind="stable").tolist():
-            yield Scored((("", concept),), self.masks.concept(concept), self.at[concept], float(iou[concept]),
-                         self.masks.annotated[:, of[concept]], self.known[of[concept]])
+            yield Scored((("", concept),), self.masks.concept(concept), self.at[concept], float(iou[concept]))
 
     def _extended(self, beam):
         """The formulas of a beam and all their extensions by one concept, best first."""
-        counts = [extensions(scored, self.masks, self.at, self.known) for scored in beam]
+        counts = [extensions(scored, self.masks, self.at, self.unit) for scored in beam]
         bounds = np.stack([[one.bound(join) for join in JOINS] for one in counts])
         for row, scored in enumerate(beam):
             bounds[row][:, [concept for _, concept in scored.key]] = 0
@@ -327,10 +310,8 @@ class Search:
         return self.shared[key]
 
     def _joined(self, scored, join, concept, iou):
-        category = self.masks.category_of[concept]
-        known, known_at = scored.known & self.masks.annotated[:, category], scored.known_at & self.known[category]
-        return Scored((*scored.key, (join, concept)), scored.mask.joined(join, self.masks.concept(concept), known),
-                      _JOINED[join](scored.at, self.at[concept]) & known_at, iou, known, known_at)
+        mask = scored.mask.joined(join, self.masks.concept(concept))
+        return Scored((*scored.key, (join, concept)), mask, _JOINED[join](scored.at, self.at[concept]), iou)
 
 # %% ../../nbs/describe/14_compositional.ipynb #2c2df70f
 @dataclass(frozen=True, eq=False)
@@ -338,9 +319,10 @@ class CompositionalExplanations:
     """Compositional explanations (Mu & Andreas, NeurIPS 2020): call it on a recording to get formulas; the score is the IoU.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None; `parse_formula` reads a description back. A formula is judged in the images annotated for all its categories. A unit
-    without a description is listed in `.attrs["failures"]`: layer, unit, step and reason. Errors: see `NetworkDissection`; ValueError for a
-    concept whose name reads like a formula.
+    layers if `units` is None; `parse_formula` reads a description back. A formula is judged on all images, an image that is not annotated for a
+    category counting as one without its concepts, so that a longer formula cannot choose the images it is judged on (published: neuron.py,
+    compute_iou). A unit without a description is listed in `.attrs["failures"]`: layer, unit, step and reason. Errors: see `NetworkDissection`;
+    ValueError for a concept whose name reads like a formula.
     """
 
     annotations: object = field(default=None, repr=False)  # Annotations of the probing set; or else
@@ -386,8 +368,8 @@ class CompositionalExplanations:
         """(table of all beams, (unit,) bool: whether it ever exceeds its threshold)."""
         check_annotations(recording, self.annotations)
         settings = self.length, self.beam_size
-        key = content_key(search_units, recording.fingerprint, layer, units, self._source.fingerprint, settings, self.share)
         limits = recording.quantile(layer, 1 - self.share)[units]
+        key = content_key(search_units, recording.fingerprint, layer, units, self._source.fingerprint, settings, limits)
         found = kept("compositional", key, lambda: search_units(recording, layer, self._source, units, limits, *settings))
         return _beam_table(layer, units, found, concept_names(self._source.categories)[0]), found["active"]
 
@@ -403,7 +385,7 @@ def search_units(recording, layer, source, units, thresholds, length, beam_size)
             masks, hits = gathered(recording, layer, source, units[some], thresholds[some], file)
             shared = {}
             for unit, own in enumerate(hits, start):
-                found["active"][unit] = own.any
+                found["active"][unit] = own.count > 0
                 _write_beams(found, unit, Search(masks, own, shared).beams(length, beam_size))
     return found
 

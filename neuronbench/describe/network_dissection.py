@@ -107,8 +107,9 @@ class NetworkDissection:
     def _counts(self, recording, layer):
         """What `dissect` gives for a layer, from the cache if it is there."""
         check_annotations(recording, self.annotations)
-        key = content_key(dissect, recording.fingerprint, layer, self._source.fingerprint, self.share)
-        return kept("network-dissection", key, lambda: dissect(recording, layer, self._source, recording.quantile(layer, 1 - self.share)))
+        thresholds = recording.quantile(layer, 1 - self.share)
+        key = content_key(dissect, recording.fingerprint, layer, self._source.fingerprint, thresholds)
+        return kept("network-dissection", key, lambda: dissect(recording, layer, self._source, thresholds))
 
     def trace(self, recording, layer: str, unit: int, k: int = 10) -> "DissectionTrace":
         """Everything that led to one unit's description, with its `k` exemplars."""

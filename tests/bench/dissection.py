@@ -139,7 +139,7 @@ def boolean_search(labels, active, length=3, beam_size=5):
 def packed_search(found, active):
     """The same by `Search`, for all units, from the ConceptMasks of each image."""
     with tempfile.TemporaryFile() as file:
-        masks, hits, shared = Masks(CATEGORIES, len(found), SEARCH_SIDE**2, file), [Hits() for _ in active], {}
+        masks, hits, shared = Masks(tuple(CATEGORIES["object"]), len(found), SEARCH_SIDE**2, file), [Hits() for _ in active], {}
         for image, of_image in enumerate(found):
             masks.add(image, of_image)
             for own, mask in zip(hits, active):
