@@ -703,10 +703,7 @@ def _words(arguments):
 
     words = {}
     if arguments.concepts is not None:
-        try:
-            words["concepts"] = concept_set(int(arguments.concepts) if arguments.concepts.isdecimal() else arguments.concepts)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the concepts in {arguments.concepts!r} are not text in UTF-8: {error.reason} at byte {error.start}") from error
+        words["concepts"] = concept_set(int(arguments.concepts) if arguments.concepts.isdecimal() else arguments.concepts)
     if arguments.captions is not None:
         words["captions"] = CaptionCorpus(arguments.captions)
     return words

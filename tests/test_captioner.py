@@ -271,6 +271,30 @@ def test_concept_captions_are_the_nearest_concepts(clip):
     assert captioner.captions([]) == []
 
 
+def test_concepts_that_clip_cannot_tell_apart_are_warned_of(clip):
+    with pytest.warns(UserWarning, match="2 concepts cannot be told apart"):
+        ConceptCaptioner(clip, ["Boat", "boat", "grass"])
+
+
+def test_a_damaged_caption_is_made_anew(blip):
+    from neuronbench.basics import ContentStore, cache_folder
+    from neuronbench.foundation.clip import image_keys
+
+    first = blip.captions(pictures(1))
+    ContentStore(cache_folder("captions") / f"{blip.fingerprint}.sqlite").put({key: b"\xff\xfe\x00" for key in image_keys(pictures(1), [0])})
+    assert blip.captions(pictures(1)) == first
+
+
+def test_a_backbone_without_its_decoder_is_no_captioner(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    place = shutil.copytree(folders["blip"], tmp_path / "cut")
+    weights = load_file(place / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "text_decoder" not in name}, place / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks .* weights of a BlipForConditionalGeneration, such as .* which would be random"):
+        Captioner(place, device="cpu")
+
+
 def test_concept_captioner_knows_its_concepts(clip):
     assert ConceptCaptioner(clip, ["red", "blue"]).fingerprint == ConceptCaptioner(clip, ("red", "blue")).fingerprint
     assert ConceptCaptioner(clip, ["red", "blue"]).fingerprint != ConceptCaptioner(clip, ["red", "green"]).fingerprint

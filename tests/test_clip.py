@@ -409,3 +409,14 @@ def test_a_multilingual_tokenizer_knows_other_scripts(pieces, unknown):
 
     said = _unread(Tokenizer(), ("犬犬",))
     assert bool(said) == unknown
+
+
+def test_clip_dissect_warns_of_its_concepts_at_each_call(clip, recwarn):
+    from torchvision.transforms import ToTensor
+
+    images = nb.ProbingSet.from_images(pictures(4))
+    recording = nb.record(nb.Target(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), ["0"], ToTensor()), images, progress=False)
+    method = nb.CLIPDissect(clip, ["Dog", "dog", "boat"])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 concepts cannot be told apart"):
+            method(recording, images)

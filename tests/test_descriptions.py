@@ -253,6 +253,48 @@ def test_empty_concept_set(source, tmp_path):
         concept_set(tmp_path / "empty.txt")
 
 
+@pytest.mark.parametrize(("name", "content", "columns"), [
+    ("words.csv", "word,count\ndog,3\ncat,5\n", "'word', 'count'"), ("words.tsv", "a\tb\n1\t2\n", "'a', 'b'"), ("one.csv", "word\ndog\n", "'word'"),
+    ("words.txt", "word,count\r\ndog,3\r\n\r\ncat,5\r\n", "'word', 'count'"), ("tabs.txt", "dog\t3\ncat\t5\n", "'dog', '3'"), ("half.txt", "a;b;c\n1;2;3\n", "'a', 'b', 'c'"),
+    ("quoted.csv", '"a word, or two",n\ndog,3\n', "'a word, or two', 'n'")])
+def test_a_table_is_refused_with_its_columns(name, content, columns, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"is a table with the columns {columns}: .*read_csv"):
+        concept_set(tmp_path / name)
+
+
+def test_tables_and_mappings_in_memory_are_refused():
+    table = pd.DataFrame({"word": ["dog", "cat"], "count": [1, 2]})
+    with pytest.raises(ValueError, match="columns 'word', 'count'"):
+        concept_set(table)
+    assert concept_set(table.word) == ["dog", "cat"]
+    with pytest.raises(TypeError, match="a list of words"):
+        concept_set({"animal": ["dog"]})
+    assert concept_set({"b", "c", "a"}) == ["a", "b", "c"]
+
+
+def test_phrases_with_commas_and_comments_are_no_table(tmp_path):
+    path = tmp_path / "phrases.txt"
+    path.write_text("# mine\nred, round\nold, grey\n#sunset\n#\nC#\n")
+    assert concept_set(path) == ["red, round", "old, grey", "#sunset", "C#"]
+    path.write_text("red,round\n")
+    assert concept_set(path) == ["red,round"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_that_say_what_they_are(encoding, tmp_path):
+    (tmp_path / "words.txt").write_bytes("café\r\n狗\r\n".encode(encoding))
+    assert concept_set(tmp_path / "words.txt") == ["café", "狗"]
+
+
+@pytest.mark.parametrize("content", ["red\ncafé\n".encode("latin-1"), b"PK\x03\x04\x00\x00", "red\nboat".encode("utf-16-le"), "café".encode("utf-16")[:-1]])
+def test_what_is_no_text_in_utf_8_is_refused(content, tmp_path):
+    (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="not text in UTF-8") as caught:
+        concept_set(tmp_path / "words.txt")
+    assert "\n" not in str(caught.value) and not isinstance(caught.value, UnicodeDecodeError)
+
+
 @pytest.mark.parametrize("entry", [3, None, b"red", ["red"], math.nan])
 def test_entries_that_are_not_text_are_named(entry):
     with pytest.raises(TypeError, match=r"entry 1 of the list is .*\(" + type(entry).__name__):

@@ -262,3 +262,14 @@ def test_code_that_comes_with_a_pipeline_is_not_executed(folder, tmp_path):
     with pytest.raises((ValueError, OSError), match="evil"):
         Painter(place, device="cpu")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda png: png[:-20], lambda png: png[:60] + bytes([png[60] ^ 1]) + png[61:], lambda png: b"noise"])
+def test_a_damaged_painted_image_is_painted_anew(folder, damage):
+    from neuronbench.basics import ContentStore, cache_folder, content_key
+
+    painter, prompt = paints(folder), "a boat"
+    first = painter.paint([prompt], count=1)[0][0]
+    store, key = ContentStore(cache_folder("painted") / f"{painter.fingerprint}.sqlite"), content_key("painted", prompt, 0)
+    store.put({key: damage(store.get([key])[key])})
+    assert difference(painter.paint([prompt], count=1)[0][0], first) == 0

@@ -18,6 +18,7 @@ import xarray
 from ..basics import choose, content_key
 from .concepts import concept_set
 from .descriptions import chosen_units, describe_frame, finite_units, kept
+from ..foundation.clip import warn_of_concepts
 from .similarity import SIMILARITIES, Cosines, soft_wpmi, soft_wpmi_odds
 from ..probe.recording import check_images
 
@@ -68,6 +69,7 @@ class CLIPDissect:
 
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         check_images(recording, images)
+        warn_of_concepts(self.clip, self.concepts)
         units = chosen_units(recording, units)
         return pd.concat([self._describe(recording, images, layer, numbers) for layer, numbers in units.items()], ignore_index=True)
 

@@ -6,6 +6,8 @@
 __all__ = ['common_words', 'concept_set']
 
 # %% ../../nbs/describe/02_concepts.ipynb #f4ee4651
+import codecs
+import csv
 import warnings
 from pathlib import Path
 
@@ -25,25 +27,22 @@ def common_words(
 def concept_set(
     source,  # int: that many common words; str or Path: a text file, one concept per line; else: the concepts
 ) -> list[str]:
-    """The concepts of `source`, cleaned, each once, in their order.
+    """The concepts of `source`, cleaned, each once, in their order. In a file, a line that begins with "# " is a comment.
 
-    Errors: ValueError for a set without concepts, TypeError naming the first entry that is not text, FileNotFoundError.
+    Errors: ValueError for a set without concepts, a table, or a file that is no text in UTF-8; TypeError for a mapping and naming the first
+    entry that is not text; FileNotFoundError.
     """
-    if isinstance(source, bool) or source is None:
+    if isinstance(source, bool) or source is None or isinstance(source, dict):
         raise TypeError(f"a concept set is a number of common words, a path or a list of words, not {source!r}")
+    if hasattr(source, "columns"):
+        raise ValueError(f"a concept set is one column, and this is a table with the columns {_listed(source.columns)}: give one, as in table['word']")
     if isinstance(source, int):
         return common_words(source)
     if isinstance(source, (str, Path)):
         return _clean(_lines(Path(source)), f"the file {str(source)!r}")
-    return _clean(list(source), "the list")
+    return _clean(sorted(source) if isinstance(source, (set, frozenset)) else list(source), "the list")
 
 # %% ../../nbs/describe/02_concepts.ipynb #bc8bf330
-def _lines(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r} to read concepts from; a single concept is given as a list: [{str(path)!r}]")
-    return path.read_text(encoding="utf-8-sig").splitlines()
-
-
 def _clean(entries, where):
     for position, entry in enumerate(entries):
         if not isinstance(entry, str):
@@ -55,3 +54,44 @@ def _clean(entries, where):
     if len(concepts) < len(filled):
         warnings.warn(f"{len(filled) - len(concepts)} repeated concepts were dropped from {where}", stacklevel=3)
     return concepts
+
+# %% ../../nbs/describe/02_concepts.ipynb #filefn
+def _lines(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r} to read concepts from; a single concept is given as a list: [{str(path)!r}]")
+    lines = [line for line in _text(path).splitlines() if line.strip() and line.strip() != "#" and not line.lstrip().startswith("# ")]
+    columns = _columns(path, lines)
+    if columns:
+        raise ValueError(f"{str(path)!r} is a table with the columns {_listed(columns)}: save one of them as a text file with one concept a line, "
+                         f"or give pandas.read_csv({str(path)!r})[{columns[0]!r}]")
+    return lines
+
+
+def _text(path):
+    """What is written in a file. UTF-16 says by its first bytes what it is; anything else is UTF-8. Errors: ValueError."""
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"the concepts in {str(path)!r} are not text in UTF-8: {error.reason} in line {line}; save the file as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"the concepts in {str(path)!r} are not text in UTF-8: it holds zero bytes, as no text does; save the file as UTF-8")
+    return text
+
+
+def _columns(path, lines):
+    """The first row of a table: of a .csv or .tsv file, or where every line has as many separators, none with a space behind it; else none."""
+    separators = {".csv": ",", ".tsv": "\t"}
+    separator = separators.get(path.suffix.lower()) or next((one for one in "\t;," if _divides(one, lines)), None)
+    return next(csv.reader(lines[:1], delimiter=separator), []) if separator and lines else []
+
+
+def _divides(separator, lines):
+    counts = {line.count(separator) for line in lines}
+    return len(lines) > 1 and len(counts) == 1 and 0 not in counts and not any(f"{separator} " in line for line in lines)
+
+
+def _listed(columns, most=8):
+    return ", ".join(map(repr, list(columns)[:most])) + (" ..." if len(columns) > most else "")

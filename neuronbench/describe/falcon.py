@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..basics import content_key
 from .descriptions import chosen_units, finite_units, joined_frames, kept, trace_frame
 from .trace import _show, _wrapped
+from ..foundation.clip import warn_of_concepts
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
@@ -86,6 +87,8 @@ def best_captions(
     captions, start, size = iter(corpus), 0, int(np.clip(2**24 // max(1, len(images)), 256, 8192))
     with tqdm(desc="captions", unit="caption") as bar:
         while block := list(islice(captions, size)):
+            if not start:
+                warn_of_concepts(clip, block)  # those of the first block stand for a corpus that may not fit in memory
             similarities = images @ torch.as_tensor(clip.embed_texts(block, progress=False), device=device).T
             found = similarities.topk(min(count, len(block)), dim=1)
             best, order = torch.cat([best, found.values], 1).sort(dim=1, descending=True, stable=True)

@@ -22,6 +22,7 @@ from ..basics import choose, content_key
 from .candidates import _REFUSAL, cleaned, in_parts
 from .descriptions import chosen_units, describe_frame, joined_frames
 from ..foundation.chat import Request
+from ..foundation.clip import warn_of_concepts
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
@@ -332,7 +333,9 @@ class PatchVocabulary:
         seen_as = predicted_classes(recording, best.images[best.images >= 0])
         known = self.vocabularies(dict.fromkeys(seen_as.values()))
         images = _embedded({(patch.position, patch.box): patch.image for own in found for patch in own}, self.clip.embed_images)
-        texts = _embedded({phrase: phrase for one in known.values() for phrase in one.phrases}, self.clip.embed_texts)
+        phrases = {phrase: phrase for one in known.values() for phrase in one.phrases}
+        warn_of_concepts(self.clip, phrases)
+        texts = _embedded(phrases, self.clip.embed_texts)
         return [_matched(layer, int(unit), own, seen_as, known, images, texts) for unit, own in zip(units, found)]
 
     def vocabularies(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..basics import ContentStore, best_device, cache_folder, content_key
 from .chat import Request
-from .clip import image_keys, loaded_ahead
+from .clip import image_keys, loaded_ahead, warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
@@ -52,7 +52,7 @@ def _kept_captions(
     store = ContentStore(cache_folder("captions") / f"{fingerprint}.sqlite")
     indices = range(len(images)) if indices is None else [int(index) for index in indices]
     keys = image_keys(images, indices)
-    found = store.get(keys)
+    found = _readable(store.get(keys))
     missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     ahead = loaded_ahead(lambda position: images[indices[position]].convert("RGB"), batches)
@@ -65,9 +65,21 @@ def _kept_captions(
     return [found.get(key, b"").decode() for key in keys]
 
 
+def _readable(values):
+    """Those of {key: caption as bytes} that are text; what is damaged is asked for anew."""
+    found = {}
+    for key, value in values.items():
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            continue
+        found[key] = value
+    return found
+
+
 def _by_pixels(store, images, caption):
     """{key: caption as bytes} of the RGB images {key of the pixels: image}, without those that could not be had."""
-    known = store.get(images)
+    known = _readable(store.get(images))
     new = {key: image for key, image in images.items() if key not in known}
     texts = caption(list(new.values())) if new else []
     return known | {key: text.encode() for key, text in zip(new, texts) if text is not None}
@@ -149,6 +161,7 @@ class ConceptCaptioner:
         if isinstance(concepts, str) or not len(concepts):
             raise ValueError(f"concepts is a list of at least one word or phrase, not {concepts!r}")
         self.clip, self.concepts = clip, list(concepts)
+        warn_of_concepts(clip, self.concepts)
 
     def __repr__(self):
         return f"ConceptCaptioner({self.clip!r}, {len(self.concepts)} concepts)"

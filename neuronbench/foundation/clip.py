@@ -275,12 +275,12 @@ def loaded_ahead(
 # %% ../../nbs/foundation/01_clip.ipynb #conceptfn
 def warn_of_concepts(
     clip,  # CLIP; a model without `tokenizer` reads as it likes, and nothing is said of it
-    concepts,  # words or phrases, each once
+    concepts,  # words or phrases
 ):
     """One warning for each kind of concept that the tokenizer makes equal, cuts or does not know, with examples."""
     if not isinstance(clip, CLIP):
         return
-    for said in _unread(clip.tokenizer, tuple(concepts)):
+    for said in _unread(clip.tokenizer, tuple(dict.fromkeys(concepts))):
         warnings.warn(said, stacklevel=3)
 
 

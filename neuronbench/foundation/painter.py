@@ -56,6 +56,16 @@ def _kept(
     image.save(png, "PNG")
     return png.getvalue()
 
+
+def _is_whole(png):
+    """Whether the checksums of a kept image are right; what is damaged is painted anew."""
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image.verify()
+        return png.endswith(b"IEND\xaeB`\x82")
+    except (OSError, SyntaxError, ValueError):
+        return False
+
 # %% ../../nbs/foundation/04_painter.ipynb #3ab97489
 class Painter:
     """A diffusers text-to-image pipeline; painted images are kept as PNG in `cache_folder("painted")` by prompt and number.
@@ -115,7 +125,7 @@ class Painter:
         """{(prompt, number): PNG, or nothing for a black image} of all that is `wanted`."""
         store = ContentStore(cache_folder("painted") / f"{self.fingerprint}.sqlite")
         keys = {image: content_key("painted", *image) for image in wanted}
-        known = store.get(keys.values())
+        known = {key: png for key, png in store.get(keys.values()).items() if not png or _is_whole(png)}
         missing = [image for image in wanted if keys[image] not in known]
         with tqdm(desc="painted images", total=len(missing), disable=not (progress and missing)) as bar:
             for start in range(0, len(missing), self.batch_size):
