@@ -260,6 +260,14 @@ def test_tokens_first_are_those_of_the_twin_with_the_batch_first(count):
     assert nb.exemplars(first, "block", [3], 2).maps.shape[2:] == (5, 10)
 
 
+def test_patches_in_an_order_of_the_networks_own_have_no_maps():
+    model = timm.create_model("hiera_tiny_224", pretrained=False, img_size=64)
+    images = nb.ProbingSet.from_images([Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(2)])
+    recording = nb.record(nb.Target(model, ["blocks.0"], to_tensor, device="cpu"), images, progress=False)
+    output = outputs(model, ["blocks.0"], torch.stack([to_tensor(images[i]) for i in range(2)]))["blocks.0"]
+    assert np.allclose(recording["blocks.0"], output.mean(1), atol=1e-4) and nb.exemplars(recording, "blocks.0", [0], 2).maps is None
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_recurrent_layers_have_steps_and_no_class_token(batch_first):
     class Net(nn.Module):

@@ -145,6 +145,7 @@ def _grid_at(layout, count, size):
 # %% ../../nbs/probe/14_layout.ipynb #86af92fb
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
           nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+_REORDERS = ("Unroll",)  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
 _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
 
 
@@ -155,7 +156,7 @@ class Sight:
     shapes: list = field(default_factory=list)
     widths: list = field(default_factory=list)  # units of the last module of a known number of them, None before the first
     grids: list = field(default_factory=list)  # (h, w) of all 2-d convolutions so far, in order
-    recurrent: list = field(default_factory=list)  # whether a recurrent layer has run
+    unordered: list = field(default_factory=list)  # whether a module has run after which the positions are steps, or patches in another order than the image's
     units_last: list = field(default_factory=list)  # whether a layer with its units on the last axis has run
 
 
@@ -176,19 +177,19 @@ def watched_pass(
     until: dict | None = None,  # {layer: calls}: the pass ends when each has run as often; at its end if None
 ) -> tuple:
     """({layer: Sight}, the error that ended the pass behind the chosen layers or None). Errors: whatever the network raises before they have run."""
-    sights, state = {layer: Sight() for layer in modules}, {"width": None, "grids": (), "recurrent": False, "last": False}
+    sights, state = {layer: Sight() for layer in modules}, {"width": None, "grids": (), "unordered": False, "last": False}
 
     def ran(name, output):
         module, shape = everything[name], _shape(output)
         state["width"] = _width(module) or state["width"]
-        state["recurrent"] |= isinstance(module, nn.RNNBase)
+        state["unordered"] |= isinstance(module, nn.RNNBase) or type(module).__name__ in _REORDERS
         state["last"] |= isinstance(module, _LAST)
         if isinstance(module, nn.Conv2d) and shape:
             state["grids"] = (*state["grids"], tuple(shape[-2:]))
         for layer in layers_of.get(id(module), ()):
             sight = sights[layer]
             sight.shapes.append(_shape_of_layer(output, layer))
-            for kept, value in ((sight.widths, "width"), (sight.grids, "grids"), (sight.recurrent, "recurrent"), (sight.units_last, "last")):
+            for kept, value in ((sight.widths, "width"), (sight.grids, "grids"), (sight.unordered, "unordered"), (sight.units_last, "last")):
                 kept.append(state[value])
         if until and all(len(sights[layer].shapes) >= calls for layer, calls in until.items()):
             raise Finished
@@ -332,9 +333,9 @@ def _patches(count, grids, size, prefixes):
 # %% ../../nbs/probe/14_layout.ipynb #daf78143
 def _tokens_layout(layer, shape, sight, size, special, first):
     """The Layout of (B, T, U) output, `first` with the tokens in front of the batch. Errors: LayoutError."""
-    grids, recurrent = sight
+    grids, unordered = sight
     steps, prefixes = Layout("positions-first" if first else "positions-last", shape[2]), _allowed_prefixes(special)
-    if recurrent:
+    if unordered:
         return steps
     if (patches := _patches(shape[1], grids, size, prefixes)) is not None:
         return Layout("tokens-first" if first else "tokens", shape[2], patches[1], prefixes[patches[1]], patches[0], size)
@@ -374,7 +375,7 @@ def _decide(model, layer, module, two, three, other, size, given, call):
         if isinstance(shape, Exception):
             raise LayoutError(str(shape))
     batch, special = _batch_axis(layer, *shapes), special_tokens(model)
-    context = two.grids[call - 1], two.recurrent[call - 1]
+    context = two.grids[call - 1], two.unordered[call - 1]
     if given is not None:
         said = _given_layout(layer, given, shapes[0], batch, lambda said: _grid_of(said, layer, shapes[0], context, size, special))
         return _measured(said, shapes[0], said.size or size, call, len(two.shapes))
