@@ -101,6 +101,99 @@ def test_index_beyond_the_end_names_the_range(tmp_path):
     assert images[-1].size == images[0].size and len(list(images)) == 1
 
 
+def place(folder, *names):
+    """Drawn image files below `folder`."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / name)
+
+
+def test_hidden_folders_are_passed_over_and_a_hidden_top_is_not(tmp_path):
+    top = tmp_path / ".cache"
+    place(top, "cat/a.png", "dog/b.png", ".ipynb_checkpoints/a.png", "cat/.thumbnails/a.png", "cat/.thumbnails/deep/b.png")
+    images = ProbingSet.from_folder(top)
+    assert images.ids == ["cat/a.png", "dog/b.png"] and images.classes == ["cat", "dog"]
+
+
+def test_links_that_lead_back_are_walked_once_and_named(tmp_path):
+    place(tmp_path, "c/a.png", "d/b.png")
+    for number, target in enumerate(("..", "../c", "../d", "/", str(tmp_path.parent))):
+        (tmp_path / f"c/up{number}").symlink_to(target)
+    (tmp_path / "a link").symlink_to("d")  # would come first in order: the folder's own name is kept
+    with pytest.warns(UserWarning, match="'a link' is left out: it leads back to .*/d.*; and 3 more"):
+        images = ProbingSet.from_folder(tmp_path)
+    assert images.ids == ["c/a.png", "d/b.png"] and images.classes == ["c", "d"]
+
+
+def test_links_between_two_folders_and_to_themselves_end(tmp_path):
+    place(tmp_path, "here/a/1.png", "there/b/2.png")
+    (tmp_path / "here/a/over").symlink_to(tmp_path / "there")
+    (tmp_path / "there/b/back").symlink_to(tmp_path / "here")
+    (tmp_path / "here/a/self").symlink_to("self")
+    (tmp_path / "here/a/self.png").symlink_to("self.png")
+    with pytest.warns(UserWarning, match="'a/over' is read, though it leads outside to .*there'; 'a/over/b/back' is left out: it leads back"):
+        images = ProbingSet.from_folder(tmp_path / "here")
+    assert images.ids == ["a/1.png", "a/over/b/2.png", "a/self.png"]
+    assert reason(images, 2) and images.fingerprint
+
+
+def test_two_links_to_a_folder_outside_are_read_once(tmp_path):
+    place(tmp_path, "store/n01/1.png", "store/n02/2.png")
+    (tmp_path / "photos").mkdir()
+    for name, target in (("cat", "n01"), ("dog", "n02"), ("hound", "n02")):
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "store" / target)
+    with pytest.warns(UserWarning, match="'cat' is read, though .*'dog' is read, though .*'hound' is left out"):
+        images = ProbingSet.from_folder(tmp_path / "photos")
+    assert images.ids == ["cat/1.png", "dog/2.png"] and images.labels.tolist() == [0, 1]
+
+
+def test_a_link_to_an_image_of_the_folder_is_no_second_image(tmp_path):
+    place(tmp_path / "photos", "cat/a.png")
+    place(tmp_path, "elsewhere.png")
+    (tmp_path / "photos/cat/again.png").symlink_to("a.png")
+    (tmp_path / "photos/cat/b.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.warns(UserWarning, match="'cat/again.png' is left out: it is a link to .*a.png"):
+        images = ProbingSet.from_folder(tmp_path / "photos")
+    assert images.ids == ["cat/a.png", "cat/b.png"] and [image.size for image in images] == [(20, 14)] * 2
+
+
+def test_pipes_and_devices_are_never_opened(tmp_path):
+    place(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    with pytest.warns(UserWarning, match="'b.png' is left out: a pipe or a device, not a file; 'c.png' is left out: a pipe"):
+        images = ProbingSet.from_folder(tmp_path)
+    assert images.ids == ["a.png"]
+    before = images.fingerprint
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    assert reason(images) == "a folder, a pipe or a device, not a file" and images.fingerprint != before
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    place(tmp_path, "cat/a.png", "dog/b.png")
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(UserWarning, match="'dog' is left out: permission denied"):
+        images = ProbingSet.from_folder(tmp_path)
+    assert images.ids == ["cat/a.png"]
+
+
+def test_a_set_works_after_the_working_folder_has_changed(tmp_path, monkeypatch):
+    place(tmp_path, "photos/a.png")
+    monkeypatch.chdir(tmp_path)
+    images = ProbingSet.from_folder("photos")
+    before = images.fingerprint
+    monkeypatch.chdir("/")
+    assert np.array_equal(images[0], picture(0)) and images.fingerprint == before
+
+
 # odd files that are images
 
 

@@ -8,6 +8,9 @@ __all__ = ['BadImage', 'as_rgb', 'read_image', 'to_image', 'ProbingSet']
 # %% ../../nbs/probe/01_images.ipynb #ee52caed
 import hashlib
 import os
+import stat
+import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -67,13 +70,20 @@ def read_image(
 ) -> Image.Image:
     """The file as an RGB image (see `as_rgb`). Errors: BadImage for anything that cannot be read as one."""
     try:
-        if path.stat().st_size == 0:
+        _refuse_odd(path)
+        if os.stat(path).st_size == 0:
             raise ValueError("empty file (0 bytes)")
         with Image.open(path, formats=_FORMATS) as image:
             _refuse_bomb(image)
             return as_rgb(image)
     except Exception as error:  # decoders raise anything at all on malformed bytes
         raise BadImage(id or str(path), _reason(error)) from error
+
+
+def _refuse_odd(path):
+    """A pipe or a device is never opened: reading one may wait for ever, or do something."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("a folder, a pipe or a device, not a file")
 
 
 def _refuse_bomb(image):
@@ -134,10 +144,11 @@ def _files_key(paths, ids):
 
 def _file_digest(path):
     try:
+        _refuse_odd(path)
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except OSError as error:
-        return str(error.strerror).encode()
+    except (OSError, ValueError) as error:
+        return _reason(error).encode()
 
 # %% ../../nbs/probe/01_images.ipynb #2e270e72
 def _image_files(folder):
@@ -146,9 +157,10 @@ def _image_files(folder):
         raise FileNotFoundError(f"no folder {str(folder)!r}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is not a folder")
-    found = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    relative = (path.relative_to(folder) for path in found if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
-    names = [path.as_posix() for path in sorted(relative, key=lambda path: path.parts)]
+    files, remarks = _walked(str(folder))
+    files = _without_doubles(files, remarks)
+    _tell(folder, remarks)
+    names = [path.as_posix() for path in sorted((Path(file).relative_to(folder) for file in files), key=lambda path: path.parts)]
     if not names:
         raise ValueError(
             f"no images in {str(folder)!r}: expected files such as .jpg, .png or .webp, "
@@ -156,7 +168,49 @@ def _image_files(folder):
         )
     return names
 
+# %% ../../nbs/probe/01_images.ipynb #walkfold
+def _walked(folder):
+    """(image files, [(path, remark)]) below `folder`: its own folders first, then those that links lead to, each folder once."""
+    top, seen, links, files, remarks = os.path.realpath(folder), set(), deque([folder]), [], []
+    while links:
+        start = links.popleft()
+        for place, folders, names in os.walk(start, onerror=lambda error: remarks.append((error.filename, f"left out: {error.strerror.lower()}"))):
+            real = os.path.realpath(place)
+            if real in seen or (seen and Path(top).is_relative_to(real)):
+                remarks.append((place, f"left out: it leads back to {real!r}"))
+                folders.clear()
+                continue
+            if place == start and seen and not Path(real).is_relative_to(top):
+                remarks.append((place, f"read, though it leads outside to {real!r}"))
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            links += [path for name in folders if os.path.islink(path := os.path.join(place, name))]
+            files += [os.path.join(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in _SUFFIXES]
+    return files, remarks
 
+
+def _without_doubles(files, remarks):
+    """`files` without pipes and devices, and without links to others of them, which would count an image twice."""
+    own = {os.path.realpath(file) for file in files if not os.path.islink(file)}
+    kept = []
+    for file in files:
+        if os.path.islink(file) and (real := os.path.realpath(file)) in own:
+            remarks.append((file, f"left out: it is a link to {real!r}"))
+        elif os.path.exists(file) and not os.path.isfile(file):
+            remarks.append((file, "left out: a pipe or a device, not a file"))
+        else:
+            kept.append(file)
+    return kept
+
+
+def _tell(folder, remarks):
+    """One warning of all that was not read as it stands."""
+    if remarks:
+        named = "; ".join(f"{os.path.relpath(path, folder)!r} is {remark}" for path, remark in sorted(remarks)[:3])
+        more = f"; and {len(remarks) - 3} more" if len(remarks) > 3 else ""
+        warnings.warn(f"in {str(folder)!r}, {named}{more}")
+
+# %% ../../nbs/probe/01_images.ipynb #foldlabl
 def _folder_labels(ids):
     """Labels (N,) and class names from the first part of each path; (None, None) if an image lies in no class folder."""
     if not all("/" in id for id in ids):
@@ -279,10 +333,10 @@ class _Sources:
     ):
         """All image files below `path`, in sorted order; each id is the path relative to it.
 
-        If every image lies in a subfolder, the names of the top subfolders are the classes. Errors: FileNotFoundError,
-        NotADirectoryError, and ValueError for a folder without images.
+        Hidden folders are passed over. If every image lies in a subfolder, the names of the top subfolders are the classes. Errors: FileNotFoundError,
+        NotADirectoryError, and ValueError for a folder without images. Warned of: links, pipes and folders that cannot be read.
         """
-        folder = Path(path)
+        folder = Path(os.path.abspath(path))  # the working folder may change later
         ids = _image_files(folder)
         paths = [folder / id for id in ids]
         return cls(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids), *_folder_labels(ids))
