@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import neuronbench as nb
+from neuronbench.evaluate import answers
 from neuronbench.evaluate.answers import FILE, Session, balanced_tasks
 from neuronbench.evaluate.study import Study, plot_ratings, rater_agreement, rating_table, read_responses, valid_responses
 from neuronbench.probe.target import Target
@@ -250,6 +251,97 @@ def test_hostile_text_comes_back_as_it_was(recording, tmp_path):
     session.answer(0, [3], 0, True)
     assert session.question(0)["texts"] == [HOSTILE] and made.responses().rater[0] == HOSTILE
     plot_ratings(rating_table(made.responses().assign(method=HOSTILE))).canvas.draw()
+
+
+# the file
+
+DESIGN = """
+import os, sys
+from neuronbench.evaluate import answers
+{before}
+questions = [("layer", unit, b"sheet" * 9000, {{"a boat": ["m"]}}) for unit in range(4)]
+answers.write_study(sys.argv[1], questions, ["Ada", "Bo"], 1, 0, "?")
+"""
+KILLED = "answers.balanced_tasks = lambda *given: os.kill(os.getpid(), 9)"
+FULL = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))"
+
+
+@pytest.mark.parametrize("before", [KILLED, FULL], ids=["killed", "full disk"])
+def test_a_design_that_is_cut_off_leaves_nothing_and_can_be_made_again(tmp_path, before):
+    def design(before):
+        return subprocess.run([sys.executable, "-c", DESIGN.format(before=before), str(tmp_path / FILE)], capture_output=True).returncode
+
+    assert design(before) != 0
+    with pytest.raises(FileNotFoundError, match="expected the folder of a study"):
+        Study(tmp_path)
+    assert design("") == 0 and Study(tmp_path).progress().asked.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("kept", ["", "CREATE TABLE info (name, value)", *(f"DELETE FROM {name}" for name in ("info", "question", "option", "source", "rater", "task"))])
+def test_half_a_study_is_refused_and_may_be_designed_again(recording, study, kept):
+    if not kept.startswith("DELETE"):
+        study.path.unlink()
+        study.path.touch()
+    with sqlite3.connect(study.path) as database:
+        database.executescript(kept)
+    database.close()
+    with pytest.raises(ValueError, match="is half a study, of a design that was cut off: nobody was asked anything yet; design it again"):
+        Study(study.folder)
+    assert len(Study.design(study.folder, described(), recording, raters=2, per_unit=1).progress()) == 2
+
+
+def test_a_damaged_study_is_named_and_never_designed_over(recording, study):
+    whole = study.path.read_bytes()
+    for damaged in (b"no database at all, but more than a hundred bytes of text" * 4, whole[: len(whole) // 2], whole[:4096] + bytes(4096) + whole[8192:]):
+        study.path.write_bytes(damaged)
+        for attempt in (lambda: Study(study.folder), lambda: Study.design(study.folder, described(), recording, raters=3)):
+            with pytest.raises(ValueError, match=f"{FILE}' is damaged.*: put a copy of it back, or design a study in another folder"):
+                attempt()
+        assert study.path.read_bytes() == damaged
+
+
+def test_what_is_left_of_a_file_that_was_deleted_does_not_enter_the_new_one(recording, study):
+    with sqlite3.connect(study.path) as database:
+        database.execute("UPDATE rater SET name = 'older'")
+        left = Path(f"{study.path}-wal").read_bytes()
+    database.close()
+    study.path.unlink()
+    Path(f"{study.path}-wal").write_bytes(left)
+    assert Study.design(study.folder, described(), recording, raters=["new"], per_unit=1).progress().rater.tolist() == ["new"]
+
+
+def test_two_designs_at_once_leave_one_study(tmp_path, monkeypatch):
+    """The second one ends while the first is written: its links are given out already."""
+    def write(name):
+        answers.write_study(tmp_path / FILE, [("layer", 0, b"sheet", {"a boat": ["m"]})], [name], 1, 0, "?")
+
+    spread = answers.balanced_tasks
+
+    def interrupted(*given):
+        monkeypatch.setattr(answers, "balanced_tasks", spread)
+        write("second")
+        return spread(*given)
+
+    monkeypatch.setattr(answers, "balanced_tasks", interrupted)
+    with pytest.raises(FileExistsError, match="holds a study already"):
+        write("first")
+    assert Study(tmp_path).progress().rater.tolist() == ["second"]
+
+
+def test_a_study_that_is_moved_away_is_not_made_anew_by_a_click(study):
+    [session, *_] = sessions(study)
+    study.path.rename(study.folder / "moved")
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        session.answer(0, [1, 2, 3], 0, True)
+    assert not study.path.exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "100% #1?", "\u05e9 \U0001f600", "\udcff"])
+def test_any_name_of_a_folder_will_do(recording, tmp_path, name):
+    made = Study.design(tmp_path / name, described([0], "A"), recording, raters=1, per_unit=1)
+    [session] = sessions(made)
+    session.answer(0, [3], 0, True)
+    assert made.responses().rating.tolist() == [3]
 
 
 # analysis

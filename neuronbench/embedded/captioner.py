@@ -8,13 +8,11 @@ __all__ = ['PATCH', 'WIDTH', 'LAYERS', 'HEADS', 'caption_vocabulary', 'caption_t
            'caption_loss', 'concept_loss', 'present', 'train_captioner']
 
 # %% ../../nbs/embedded/09_captioner.ipynb #90fbfd47
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..basics import best_device
+from ..basics import best_device, replacing
 from .captions import CODES, FILLERS, WHOLE, random_box, view_caption
 from .fitting import DrawnScenes, fit, layer_matrices, views
 from .rendering import SIZE
@@ -97,8 +95,9 @@ def save_captioner(
     model,  # BlipForConditionalGeneration
 ):
     """Write a folder that transformers loads: weights in half precision, configuration, image processor and tokenizer."""
-    model.half().save_pretrained(Path(folder))
-    caption_processor().save_pretrained(Path(folder))
+    with replacing(folder) as unfinished:
+        model.half().save_pretrained(unfinished)
+        caption_processor().save_pretrained(unfinished)
 
 # %% ../../nbs/embedded/09_captioner.ipynb #1290c703
 def view_boxes(

@@ -11,13 +11,12 @@ __all__ = ['implied', 'shared_label', 'CaptionPool', 'said_concepts', 'shared_co
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..basics import best_device
+from ..basics import best_device, replacing
 from .captions import FILLERS, random_box, simplified, view_caption
 from .fitting import DrawnScenes, fit, layer_matrices
 from .scenes import CATEGORIES, CONCEPTS, KINDS, SHAPES, parts_of
@@ -296,8 +295,9 @@ def save_chat(
     model,  # LlamaForCausalLM
 ):
     """Write a folder that transformers loads: weights in half precision, configuration, tokenizer and chat template."""
-    model.half().save_pretrained(Path(folder))
-    chat_tokenizer().save_pretrained(Path(folder), save_jinja_files=False)
+    with replacing(folder) as unfinished:
+        model.half().save_pretrained(unfinished)
+        chat_tokenizer().save_pretrained(unfinished, save_jinja_files=False)
 
 # %% ../../nbs/embedded/10_chat.ipynb #eb4a4eb3
 def answer_batches(

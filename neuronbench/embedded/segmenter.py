@@ -6,13 +6,11 @@
 __all__ = ['pixel_concepts', 'untrained_segmenter', 'save_segmenter', 'segment_loss', 'train_segmenter']
 
 # %% ../../nbs/embedded/16_segmenter.ipynb #es02
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..basics import best_device
+from ..basics import best_device, replacing
 from .captioner import code_concepts
 from .fitting import DrawnScenes, fit
 from .rendering import SIZE
@@ -47,8 +45,9 @@ def save_segmenter(
     """Write a folder that transformers loads: weights in half precision, configuration and image processor."""
     from transformers import SegformerImageProcessor
 
-    model.half().save_pretrained(Path(folder))
-    SegformerImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(Path(folder))
+    with replacing(folder) as unfinished:
+        model.half().save_pretrained(unfinished)
+        SegformerImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(unfinished)
 
 
 def segment_loss(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..basics import choose
+from ..basics import choose, replacing
 from .rendering import SIZE
 from .scenes import CONCEPTS, KINDS
 from ..probe.target import Target, load_checkpoint
@@ -118,10 +118,10 @@ def save_target(
     """Write `model.safetensors`, in half precision."""
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     halved = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in net.state_dict().items()}
-    save_file(halved, folder / "model.safetensors")
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        save_file(halved, unfinished / "model.safetensors")
 
 
 def load_target(

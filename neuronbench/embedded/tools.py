@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..basics import replacing
 from .scenes import CONCEPTS, SETTINGS, TIMES, Scene, caption
 
 # %% ../../nbs/embedded/06_tools.ipynb #1142d92c
@@ -62,12 +63,11 @@ def save_clip(
     """Write a CLIP folder that open_clip reads as `local-dir:`: config, tokenizer and weights in half precision."""
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(clip_config(), indent=1))
-    save_tokenizer(folder)
     halved = {name: tensor.detach().half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    save_file(halved, folder / "open_clip_model.safetensors", {"format": "pt"})
+    with replacing(folder) as unfinished:
+        save_tokenizer(unfinished)
+        (unfinished / "open_clip_config.json").write_text(json.dumps(clip_config(), indent=1))
+        save_file(halved, unfinished / "open_clip_model.safetensors", {"format": "pt"})
 
 
 def untrained_clip():

@@ -8,6 +8,7 @@ __all__ = ['train_world']
 # %% ../../nbs/embedded/18_train_world.ipynb #tw02
 from pathlib import Path
 
+from ..basics import replacing
 from .captioner import save_captioner, train_captioner
 from .chat import save_chat, train_chat
 from .fitting import draw_scenes
@@ -29,20 +30,26 @@ def train_world(
     workers: int = 2,  # processes that draw
     device: str = None,  # torch device; the fastest one if not given
 ) -> Path:
-    """Draw the scenes, train every model of the embedded world from scratch, and write their weights. Returns the folder."""
+    """Draw the scenes, train every model of the embedded world from scratch, and write their weights.
+
+    The folder holds them when all are trained; until then it holds what it held. Returns the folder.
+    """
     folder = Path(folder)
-    drawn = draw_scenes(Scenes.random(scenes, TRAINING_SEED + seed), workers)
-    net, _ = train_target(drawn, 1.125 * epochs, seed, device)
-    save_target(folder / "target", net)
-    clip, _ = train_clip(drawn, 1.25 * epochs, seed, device)
-    save_clip(folder / "clip", clip.state_dict())
-    captioner, _ = train_captioner(drawn, 1.75 * epochs, seed, device)
-    save_captioner(folder / "captioner", captioner)
-    chat, _ = train_chat(drawn, round(0.4 * epochs * scenes), seed, device)
-    save_chat(folder / "chat", chat)
-    segmenter, _ = train_segmenter(drawn, 9 / 16 * epochs, seed, device)
-    save_segmenter(folder / "segmenter", segmenter)
-    encoder = StageFeatures.from_clip(CLIP(str(folder / "clip"), device=device))
-    milan, _ = train_world_milan(encoder, round(0.3 * scenes), 0.75 * epochs, seed, workers, device)
-    milan.save(folder / "milan")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        drawn = draw_scenes(Scenes.random(scenes, TRAINING_SEED + seed), workers)
+        net, _ = train_target(drawn, 1.125 * epochs, seed, device)
+        save_target(unfinished / "target", net)
+        clip, _ = train_clip(drawn, 1.25 * epochs, seed, device)
+        save_clip(unfinished / "clip", clip.state_dict())
+        captioner, _ = train_captioner(drawn, 1.75 * epochs, seed, device)
+        save_captioner(unfinished / "captioner", captioner)
+        chat, _ = train_chat(drawn, round(0.4 * epochs * scenes), seed, device)
+        save_chat(unfinished / "chat", chat)
+        segmenter, _ = train_segmenter(drawn, 9 / 16 * epochs, seed, device)
+        save_segmenter(unfinished / "segmenter", segmenter)
+        encoder = StageFeatures.from_clip(CLIP(str(unfinished / "clip"), device=device))
+        milan, _ = train_world_milan(encoder, round(0.3 * scenes), 0.75 * epochs, seed, workers, device)
+        milan.save(unfinished / "milan")
     return folder

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .agreement import described_units
-from .answers import FILE, STATEMENT, opened, study_file, write_study
+from .answers import FILE, STATEMENT, is_half, opened, study_file, write_study
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 
@@ -44,7 +44,7 @@ def _jpeg(image):
 # %% ../../nbs/evaluate/09_study.ipynb #stu12
 @dataclass(frozen=True)
 class Study:
-    """A human study in a folder: `Study.design` makes one, `Study(folder)` opens it. Errors: FileNotFoundError where there is none."""
+    """A human study in a folder: `Study.design` makes one, `Study(folder)` opens it. Errors: those of `study_file`."""
 
     folder: Path
 
@@ -80,7 +80,7 @@ class Study:
         if not 1 <= per_unit <= len(names):
             raise ValueError(f"{per_unit} raters for each unit, of {len(names)} raters: expected at least 1 and at most all")
         folder = Path(folder)
-        if (folder / FILE).exists():
+        if (folder / FILE).exists() and not is_half(folder / FILE):
             raise FileExistsError(f"{str(folder)!r} holds a study already: its answers would be lost; choose another folder")
         questions = _questions(given, recording, k)
         if not questions:

@@ -11,12 +11,12 @@ import base64
 import functools
 import html
 import inspect
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import traitlets
 
+from ..basics import replacing
 from ..describe.descriptions import COLUMNS, chosen_units
 from ..probe.seen import Seen
 from .browser import check_descriptions, jpeg
@@ -259,8 +259,9 @@ class Compare(CompareState):
         return static_page([row for row in self.rows if row["unit"] in listed], self.names, self.layer, lambda unit: self._pictures(self.layer, unit))
 
     def save(self, path):
-        """Write the page."""
-        Path(path).write_text(self.page(), encoding="utf-8")
+        """Write the page; an older one stays until it is whole."""
+        with replacing(path) as unfinished:
+            unfinished.write_text(self.page(), encoding="utf-8")
 
     def _send_pictures(self, units):
         for unit in units:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..basics import content_key
+from ..basics import content_key, replacing
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
@@ -92,7 +92,7 @@ def write_report(
     k: int = 8,  # exemplars of each unit
     quantile: float = 0.99,  # see `exemplar_regions`
 ) -> Path:
-    """Write a self-contained report; 512 units with two descriptions each take 11 MB. Returns its path.
+    """Write a self-contained report, whole or not at all; 512 units with two descriptions each take 11 MB. Returns its path.
 
     Errors: ValueError if there is no description to report on; KeyError and IndexError for layers and units that were not recorded.
     """
@@ -108,9 +108,9 @@ def write_report(
         title=title, written=f"NeuronBench {metadata.version('neuronbench')}, {date.today().isoformat()}", summary=_summary(recording, descriptions),
         described=_by_method(descriptions), failures=[(one["layer"], one["unit"], one["step"], one["reason"]) for one in failures],
         units=shown, settings=list(told.items()), k=k, quantile=quantile, **parts)
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
+    with replacing(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def _template():
