@@ -7,10 +7,11 @@ import threading
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from neuronbench.probe.images import BadImage, ProbingSet, as_rgb, to_image
@@ -396,6 +397,145 @@ def test_dataset_that_fails_on_one_row():
 def test_tensor_dataset():
     images = ProbingSet.from_dataset(TensorDataset(torch.rand(3, 3, 4, 4), torch.tensor([2, 0, 1])))
     assert images[0].size == (4, 4) and images.labels.tolist() == [2, 0, 1]
+
+
+# what is given for a dataset
+
+
+def rows_of(columns, **features):
+    datasets = pytest.importorskip("datasets")
+    kinds = {"image": datasets.Image(), "class": datasets.ClassLabel(names=["cat", "dog"])}
+    features = {name: kinds.get(kind) or datasets.Value(kind) for name, kind in features.items()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("photos/", "is a path: .*from_folder"),
+        ({"train": [1], "test": [2]}, "a dict of 'train', 'test' was given: expected one of them, e.g. dataset\\['train'\\]"),
+        ({}, "expected one of them"),
+        (DataLoader([torch.rand(3, 8, 8)] * 4, batch_size=2), "gives batches, not images: give its dataset"),
+        ((picture() for _ in range(3)), "a generator is read once .*list\\(itertools.islice"),
+        (zip([1], [2]), "a zip is read once"),
+        ({picture}, "a set is read once"),
+        (picture(), "one Image of size \\(20, 14\\) was given: expected several"),
+        (np.zeros((8, 9, 3), "uint8"), "one ndarray of size \\(8, 9, 3\\)"),
+        (torch.zeros(3, 8, 9), "one Tensor of size"),
+        (pd.DataFrame({"file": ["a.png"]}), "a DataFrame of file was given: .*cast_column"),
+    ],
+)
+def test_what_has_no_ith_image_is_refused_with_what_to_give(given, said):
+    with pytest.raises(TypeError, match=said):
+        ProbingSet.from_dataset(given)
+
+
+def test_streams_and_splits_of_hugging_face():
+    datasets = pytest.importorskip("datasets")
+    rows = rows_of({"image": [picture(1), picture(2)], "label": [4, 2]}, image="image", label="int64")
+    for given in (rows.to_iterable_dataset(), datasets.IterableDatasetDict({"train": rows.to_iterable_dataset()}), datasets.DatasetDict({"train": rows})):
+        with pytest.raises(TypeError, match="load it without streaming|expected one of them, e.g. dataset\\['train'\\]"):
+            ProbingSet.from_dataset(given)
+    images = ProbingSet.from_dataset(list(rows.to_iterable_dataset().take(2)))  # as the message says
+    assert np.array_equal(images[1], picture(2)) and images.labels.tolist() == [4, 2]
+
+
+def test_torchs_stream_is_refused_though_it_has_getitem_and_perhaps_a_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([picture()])
+
+        def __len__(self):
+            return 1
+
+    with pytest.raises(TypeError, match="a Stream is read once"):
+        ProbingSet.from_dataset(Stream())
+
+
+def test_a_list_that_holds_no_images_is_refused_and_an_array_of_several_is_taken():
+    for given, said in ((["a.png"], "a list of str"), ([{"image": picture()}], "from_dataset"), (picture(), "one Image"), (np.zeros((8, 8)), "one ndarray")):
+        with pytest.raises(TypeError, match=said):
+            ProbingSet.from_images(given)
+    for given in (np.zeros((5, 8, 9), "uint8"), np.zeros((5, 8, 9, 3), "uint8"), torch.zeros(5, 3, 8, 9)):
+        for make in (ProbingSet.from_images, ProbingSet.from_dataset):
+            assert [image.size for image in make(given)] == [(9, 8)] * 5
+
+
+def test_several_image_columns_need_one_called_image():
+    pictures = [picture(1), picture(2)]
+    paired = ProbingSet.from_dataset(rows_of({"mask": pictures[::-1], "image": pictures}, mask="image", image="image"))
+    assert np.array_equal(paired[0], pictures[0])
+    sides = rows_of({"left": pictures, "right": pictures[::-1]}, left="image", right="image")
+    with pytest.raises(ValueError, match="columns 'left' and 'right' hold images: name the one to record 'image'"):
+        ProbingSet.from_dataset(sides)
+    assert np.array_equal(ProbingSet.from_dataset(sides.rename_column("right", "image"))[0], pictures[1])
+    assert np.array_equal(ProbingSet.from_dataset(sides.select_columns(["right"]))[0], pictures[1])
+    own = ProbingSet.from_dataset(sides.with_transform(lambda batch: {"photo": batch["right"], "noise": [np.zeros(3)] * len(batch["right"])}))
+    assert np.array_equal(own[0], pictures[1])
+    loose = ProbingSet.from_dataset([{"a": np.zeros((4, 4)), "b": np.zeros((4, 4))}])
+    assert "columns 'a' and 'b' hold images" in reason(loose)
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "bool"])
+@pytest.mark.parametrize("name", ["label", "labels", "target"])
+def test_number_columns_called_label_are_labels(name, kind):
+    images = ProbingSet.from_dataset(rows_of({"image": [picture()] * 3, "size": [7, 8, 9], name: [1, 0, 1]}, image="image", size="int64", **{name: kind}))
+    assert images.labels.tolist() == [1, 0, 1] and images.labels.dtype == np.int64 and images.classes is None
+
+
+def test_words_called_label_are_class_names_and_other_columns_are_no_labels():
+    images = ProbingSet.from_dataset(rows_of({"image": [picture()] * 3, "label": ["dog", "cat", "dog"]}, image="image", label="string"))
+    assert images.labels.tolist() == [1, 0, 1] and images.classes == ["cat", "dog"]
+    for column, kind in (([0.5, 1.5], "float32"), ([1, 2], "int64")):
+        name = "label" if kind == "float32" else "size"
+        assert ProbingSet.from_dataset(rows_of({"image": [picture()] * 2, name: column}, image="image", **{name: kind})).labels is None
+
+
+def test_several_columns_of_classes_are_not_guessed():
+    rows = rows_of({"image": [picture()] * 2, "coarse": [0, 1], "fine": [1, 0]}, image="image", coarse="class", fine="class")
+    with pytest.warns(UserWarning, match="columns 'coarse' and 'fine' hold labels, so none is taken: rename"):
+        assert ProbingSet.from_dataset(rows).labels is None
+    images = ProbingSet.from_dataset(rows.rename_column("fine", "label"))
+    assert images.labels.tolist() == [1, 0] and images.classes == ["cat", "dog"]
+
+
+def test_rows_without_a_label_among_rows_with_one():
+    def labelled(*labels):
+        return rows_of({"image": [picture()] * len(labels), "label": list(labels)}, image="image", label="class")
+
+    assert ProbingSet.from_dataset(labelled(-1, -1)).labels is None
+    images = ProbingSet.from_dataset(labelled(0, -1, 1))
+    with pytest.raises(ValueError, match="1 of 3 labels are no class, the first -1 of image '1': expected 0 to 1"):
+        images.labels
+    with pytest.raises(ValueError, match="1 of 2 rows have no value in the label column 'label': leave them out with dataset.filter"):
+        ProbingSet.from_dataset(labelled(None, 1))
+
+
+def test_labels_under_a_format_or_a_transform():
+    rows = rows_of({"image": [picture()] * 2, "label": [1, 0]}, image="image", label="class")
+    for given in (rows.with_format("torch"), rows.with_format("numpy"), rows.with_transform(lambda batch: {"image": batch["image"]})):
+        images = ProbingSet.from_dataset(given)
+        assert images.labels.tolist() == [1, 0] and np.array_equal(images[0], picture())
+
+
+@pytest.mark.parametrize(
+    "label, expected", [(0.7, None), ("cat", None), (torch.tensor([1, 0]), None), ({"boxes": []}, None), (torch.tensor(3), [3] * 3), (np.uint8(2), [2] * 3)]
+)
+def test_labels_of_rows_are_whole_numbers_or_none(label, expected):
+    labels = ProbingSet.from_dataset([(picture(), label)] * 3).labels
+    assert expected == (None if labels is None else labels.tolist())
+
+
+def test_a_datasets_own_labels_are_one_for_each_row():
+    class Known(list):
+        labels = ["cat", "dog"]  # the names of classes, not the labels of the three rows
+
+    assert ProbingSet.from_dataset(Known([(picture(), 1)] * 3)).labels.tolist() == [1, 1, 1]
+    images = ProbingSet.from_dataset(Known([(picture(), 1)] * 2))
+    assert images.labels.tolist() == [0, 1] and images.classes == ["cat", "dog"]
+    Known.ids = ["a"]
+    with pytest.raises(ValueError, match="2 rows and 1 ids"):
+        ProbingSet.from_dataset(Known([(picture(), 1)] * 2))
 
 
 # the fingerprint

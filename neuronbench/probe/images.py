@@ -220,16 +220,66 @@ def _folder_labels(ids):
 
 # %% ../../nbs/probe/01_images.ipynb #508871f8
 def _picture(row):
-    """The image in a row of a dataset: the row itself, the first of a pair, or the first image among the columns."""
+    """The image in a row of a dataset: the row itself, the first of a pair, or the image among the columns."""
     if isinstance(row, (tuple, list)):
         return row[0]
     if not isinstance(row, dict):
         return row
-    for kind in (Image.Image, (np.ndarray, torch.Tensor)):
-        for value in row.values():
-            if isinstance(value, kind):
-                return value
-    raise ValueError(f"no image among its columns {', '.join(row)}")
+    pictures = [name for name, value in row.items() if isinstance(value, Image.Image)]
+    arrays = [name for name, value in row.items() if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim >= 2]
+    return row[_image_column(pictures or arrays, row)]
+
+
+def _check_image_columns(dataset):
+    """Errors: ValueError where a Hugging Face dataset says itself that several columns hold images and none is called image."""
+    features, form = getattr(dataset, "features", None), getattr(dataset, "format", {})
+    if isinstance(features, dict) and form.get("type") != "custom":  # a transform may give rows of any kind
+        names = [name for name in form["columns"] if type(features[name]).__name__ == "Image"]
+        if len(names) > 1:
+            _image_column(names, names)
+
+
+def _image_column(names, columns):
+    """The one of `names` that holds the images to record. Errors: ValueError if that cannot be told."""
+    if not names:
+        raise ValueError(f"no image among its columns {', '.join(columns)}")
+    if len(names) > 1 and "image" not in names:
+        several = " and ".join(map(repr, names))
+        raise ValueError(f"columns {several} hold images: name the one to record 'image', e.g. dataset.rename_column({names[0]!r}, 'image')")
+    return "image" if "image" in names else names[0]
+
+# %% ../../nbs/probe/01_images.ipynb #datarefu
+def _refuse_no_rows(dataset):
+    """Errors: TypeError, one sentence, for what is no dataset with a length and rows."""
+    _refuse_one_image(dataset)
+    kind = type(dataset).__name__
+    if isinstance(dataset, (str, os.PathLike)):
+        raise TypeError(f"{str(dataset)!r} is a path: expected a dataset; a folder of images is read by ProbingSet.from_folder")
+    if isinstance(dataset, dict):
+        names = ", ".join(map(repr, list(dataset)[:6]))
+        raise TypeError(f"a {kind} of {names} was given: expected one of them, e.g. dataset[{next(iter(dataset), 'train')!r}]")
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise TypeError("a DataLoader gives batches, not images: give its dataset, loader.dataset, with images before any normalisation")
+    if hasattr(dataset, "iloc"):  # a pandas table
+        columns = ", ".join(map(str, getattr(dataset, "columns", ())))
+        raise TypeError(f"a {kind} of {columns} was given: expected images; give datasets.Dataset.from_pandas(table).cast_column(NAME, datasets.Image())")
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"a {kind} is read once from its start and has no i-th image, which a probing set needs: load it without streaming, "
+            "or give some of its rows as a list, e.g. list(itertools.islice(dataset, 1000))"
+        )
+
+
+def _refuse_one_image(images):
+    """Errors: TypeError for one picture where several are expected; the rows of its pixels would be taken for pictures."""
+    alone = isinstance(images, Image.Image)
+    if isinstance(images, np.ndarray):
+        alone = images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4))
+    if isinstance(images, torch.Tensor):
+        alone = images.ndim < 3 or (images.ndim == 3 and len(images) in (1, 3, 4))
+    if alone:
+        shape = images.size if isinstance(images, Image.Image) else tuple(images.shape)
+        raise TypeError(f"one {type(images).__name__} of size {shape} was given: expected several images, e.g. a list of them")
 
 # %% ../../nbs/probe/01_images.ipynb #0711b164
 def _dataset_labels(dataset):
@@ -237,31 +287,66 @@ def _dataset_labels(dataset):
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
         labels, classes = _dataset_labels(dataset.dataset)
         return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
-    if isinstance(getattr(dataset, "features", None), dict):  # Hugging Face
+    if isinstance(getattr(dataset, "features", None), dict):
         return _hugging_face_labels(dataset)
-    known = getattr(dataset, "labels", getattr(dataset, "targets", None))
-    if known is not None:
-        return np.asarray(known, dtype=np.int64), getattr(dataset, "classes", None)
-    return partial(_labels_of_rows, dataset), getattr(dataset, "classes", None)
+    classes, known = getattr(dataset, "classes", None), getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if hasattr(known, "__len__") and not isinstance(known, dict) and len(known) == len(dataset):
+        if all(isinstance(label, str) for label in known):
+            return _label_numbers(known, len(dataset))
+        if (numbers := _whole_numbers(known)) is not None:
+            return numbers, classes
+    return partial(_labels_of_rows, dataset), classes
+
+
+def _whole_numbers(labels):
+    """`labels` as (N,) int64, or None if they are anything else than whole numbers, one each."""
+    labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in labels]
+    return np.asarray(labels, np.int64) if all(isinstance(label, int) for label in labels) else None
 
 
 def _chosen_labels(labels, indices):
-    return np.asarray(labels() if callable(labels) else labels)[indices]
+    labels = labels() if callable(labels) else labels
+    return None if labels is None else np.asarray(labels)[indices]
 
 
 def _labels_of_rows(dataset):
-    """The second of every row, or None if rows are no pairs with a number."""
-    row = dataset[0]
-    if not isinstance(row, (tuple, list)) or len(row) < 2 or np.ndim(row[1]) != 0:
+    """The label of every row, or None if rows have no whole number for one."""
+    first = _row_label(dataset[0])
+    if first is None or _whole_numbers([first]) is None:
         return None
-    return [row[1], *(dataset[index][1] for index in range(1, len(dataset)))]
+    return _whole_numbers([first, *(_row_label(dataset[index]) for index in range(1, len(dataset)))])
 
 
+def _row_label(row):
+    """The second of a pair, or the column called label; None where there is neither."""
+    if isinstance(row, dict):
+        return next((row[name] for name in _LABEL_COLUMNS if name in row), None)
+    return row[1] if isinstance(row, (tuple, list)) and len(row) > 1 else None
+
+
+_LABEL_COLUMNS = "label", "labels", "target", "targets"
+
+# %% ../../nbs/probe/01_images.ipynb #hflabels
 def _hugging_face_labels(dataset):
-    for name, feature in dataset.features.items():
-        if hasattr(feature, "names"):
-            return np.asarray(dataset[name][:], dtype=np.int64), feature.names
-    return None, None
+    """(labels, classes) from the column called label, else from the only one that has class names."""
+    named = [name for name, feature in dataset.features.items() if hasattr(feature, "names")]
+    called = [name for name in _LABEL_COLUMNS if name in named or getattr(dataset.features.get(name), "dtype", "") in ("string", *_WHOLE)]
+    if not called and len(named) > 1:
+        warnings.warn(f"columns {' and '.join(map(repr, named))} hold labels, so none is taken: rename the one that is meant to 'label'")
+    if not called and len(named) != 1:
+        return None, None
+    name = (called or named)[0]
+    labels = dataset.with_format(None)[name][:]
+    if missing := sum(label is None for label in labels):
+        raise ValueError(
+            f"{missing} of {len(labels)} rows have no value in the label column {name!r}: leave them out with dataset.filter, "
+            f"or the column with dataset.remove_columns({name!r})"
+        )
+    return _label_numbers(labels, len(labels)) if name not in named else (np.asarray(labels, np.int64), dataset.features[name].names)
+
+
+_WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 
 # %% ../../nbs/probe/01_images.ipynb #d9c7c99c
 def _dataset_fingerprint(dataset):
@@ -302,8 +387,8 @@ def _label_numbers(labels, count):
     if all(isinstance(label, str) for label in labels):
         classes, numbers = np.unique(labels, return_inverse=True)
         return numbers.astype(np.int64), classes.tolist()
-    if all(isinstance(label, (int, np.integer)) for label in labels):
-        return np.asarray(labels, dtype=np.int64), None
+    if (numbers := _whole_numbers(labels)) is not None:
+        return numbers, None
     raise TypeError("labels must be all whole numbers or all class names")
 
 # %% ../../nbs/probe/01_images.ipynb #41534e99
@@ -349,11 +434,17 @@ class _Sources:
         """The images of a dataset whose rows are images, (image, label) pairs or dictionaries with an image in them.
 
         Where the dataset offers `ids`, `labels`, `classes` or a `fingerprint`, they are taken at their word.
-        Errors: ValueError for an empty dataset.
+        Errors: TypeError for what has no i-th image, such as splits, a DataLoader or a stream; ValueError for an empty dataset, several image
+        columns of which none is called image, and rows without a label where others have one.
         """
+        _refuse_no_rows(dataset)
         if not len(dataset):
             raise ValueError("the dataset is empty: expected at least one image")
-        ids = getattr(dataset, "ids", None) or _dataset_paths(dataset) or range(len(dataset))
+        _check_image_columns(dataset)
+        ids = getattr(dataset, "ids", None)
+        ids = list(_dataset_paths(dataset) or range(len(dataset)) if ids is None else ids)
+        if len(ids) != len(dataset):
+            raise ValueError(f"the dataset has {len(dataset)} rows and {len(ids)} ids: expected one for each")
         return cls(partial(_load_row, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
 
     @classmethod
@@ -362,10 +453,17 @@ class _Sources:
         images,  # list of PIL images or arrays, see `to_image`
         labels=None,  # a whole number or a class name for each, or None
     ):
-        """A list of images already in memory. Errors: ValueError for an empty list or a wrong number of labels."""
+        """A list of images already in memory.
+
+        Errors: ValueError for an empty list or a wrong number of labels; TypeError for one image alone and for a list without any.
+        """
+        _refuse_one_image(images)
         images = list(images)
         if not images:
             raise ValueError("no images: expected a list of at least one")
+        if not any(isinstance(image, (Image.Image, np.ndarray, torch.Tensor)) for image in images):
+            kind = type(images[0]).__name__
+            raise TypeError(f"a list of {kind} was given: expected PIL images, arrays or tensors; a dataset is read by ProbingSet.from_dataset")
         numbers, classes = _label_numbers(labels, len(images))
         return cls(partial(_load_picture, images), range(len(images)), partial(content_key, images), numbers, classes)
 
@@ -374,7 +472,7 @@ class ProbingSet(_Sources):
     """The images whose activations are recorded, decoded one at a time when indexed, from any number of threads.
 
     `images[i]` is a PIL RGB image; it raises BadImage if that image cannot be read. `ids`: a name for each image.
-    `labels`: (N,) int64 or None. `classes`: the names of the labels or None. `fingerprint`: a hash of the content of all
+    `labels`: (N,) int64 or None; ValueError if some are no class. `classes`: the names of the labels or None. `fingerprint`: a hash of the content of all
     images, computed anew at every look, so that a file changed on disk is noticed.
     """
 
@@ -408,7 +506,16 @@ class ProbingSet(_Sources):
     def labels(self):
         if callable(self._labels):
             self._labels = self._labels()
-        return None if self._labels is None else np.asarray(self._labels, dtype=np.int64)
+        if self._labels is None or (np.asarray(self._labels) < 0).all():  # -1 marks what nobody has labelled
+            return None
+        labels = np.asarray(self._labels, dtype=np.int64)
+        count = labels.max() + 1 if self.classes is None else len(self.classes)
+        if len(wrong := np.flatnonzero((labels < 0) | (labels >= count))):
+            raise ValueError(
+                f"{len(wrong)} of {len(labels)} labels are no class, the first {labels[wrong[0]]} of image {self.ids[wrong[0]]!r}: "
+                f"expected 0 to {count - 1}; leave those images out, e.g. with torch.utils.data.Subset"
+            )
+        return labels
 
     @property
     def fingerprint(self) -> str:
