@@ -27,10 +27,12 @@ from importlib import metadata, resources
 from inspect import signature
 from pathlib import Path
 
+from .basics import clean_text
+
 # %% ../nbs/03_cli.ipynb #termcode
 def shown(text) -> str:
     """`text` on one line, without characters that a terminal would obey."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return " ".join(clean_text(str(text)).split())
 
 
 def table_text(

@@ -2,6 +2,7 @@
 import sqlite3
 import subprocess
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from neuronbench.basics import ContentStore, cache_folder, choose, content_key
+from neuronbench.basics import ContentStore, cache_folder, choose, clean_text, content_key
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -104,3 +105,26 @@ def test_store_is_shared_by_threads(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: store.put({str(number): b"x" * number}), range(64)))
     assert {key: len(value) for key, value in store.get(map(str, range(64))).items()} == {str(number): number for number in range(64)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters() | st.sampled_from("\x1b\x9b]\x07[m;\ud83d\ude00\u202e\u200f\r\n\x85\u2028 \ufeff")))
+def test_clean_text_can_be_hashed_saved_and_shown_and_is_clean(text):
+    clean = clean_text(text)
+    clean.encode()
+    assert content_key(clean) and clean_text(clean) == clean
+    assert not [letter for letter in clean if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"]
+    assert not set(clean) & set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\u200b\ufeff")
+
+
+@pytest.mark.parametrize("text, clean", [
+    ("red boat", "red boat"), ("", ""), ("a <b>&amp;\tb", "a <b>&amp;\tb"), ("naïve 船 שלום سفينة", "naïve 船 שלום سفينة"),
+    ("red \ud83d boat", "red  boat"), ("red \ude00boat", "red boat"), ("caf\udce9.png", "caf.png"), ("\ud83d\ude00", "😀"), ("\ude00\ud83d", ""),
+    ("a\r\nb\rc\u2028d\x85e\n\nf", "a\nb\nc\nd\ne\n\nf"), ("a\0b\x07c\x7fd", "abcd"), ("ab\b\bc", "abc"),
+    ("\x1b[1;31mred\x1b[0m \x1b[2J\x1b[Hboat", "red boat"), ("\x9b31mred", "red"), ("red\x1b(B", "red"), ("red\x1b", "red"), ("\x1b[", "["),
+    ("\x1b]0;my title\x07boat", "boat"), ("\x1b]8;;http://x.y\x1b\\boat\x1b]8;;\x1b\\", "boat"), ("\x1b]0;never ends", "]0;never ends"), ("\x9d0;title\x9cboat", "boat"),
+    ("boat\u202egnp.exe", "boatgnp.exe"), ("\u2067a\u2069\u200e\u200f\u061cb", "ab"), ("\ufeffred\u200b bo\xadat\u2060", "red boat"),
+    ("👩\u200d👩\u200d👧", "👩\u200d👩\u200d👧"), ("می\u200cخواهم", "می\u200cخواهم"), ("red\U000e0041\U000e007f", "red"),
+], ids=ascii)
+def test_clean_text(text, clean):
+    assert clean_text(text) == clean

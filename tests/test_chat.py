@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronbench.basics import cache_folder
+from neuronbench.basics import cache_folder, clean_text
 from neuronbench.foundation.chat import Answer, ChatModel, Request, Usage
 from neuronbench.foundation.consensus import STOP_WORDS, Consensus, content_words, shared_words
 from neuronbench.foundation.local_chat import LocalChat, Sampler, _can_share, _prompt, _rows, _shared
@@ -37,7 +37,7 @@ def spoken(chat, requests):
 # Requests and what is kept
 
 
-@pytest.mark.parametrize("fields", [{"messages": ()}, {"messages": "hello"}, {"messages": ({"role": "user"},)}, {"temperature": -1},
+@pytest.mark.parametrize("fields", [{"messages": ()}, {"messages": "hello"}, {"messages": ({"role": "user"},)}, {"messages": ({"role": "user", "content": None},)}, {"temperature": -1},
                                     {"temperature": float("nan")}, {"max_tokens": 0}, {"seed": -1}, {"seed": 2**63}], ids=str)
 def test_a_request_that_no_server_would_take_is_refused(fields):
     with pytest.raises(ValueError, match="a message is a dict|a request needs"):
@@ -49,6 +49,14 @@ def test_the_key_covers_what_decides_the_answer_and_nothing_else():
     assert len(same) == 1
     assert len(same | {ask("b").key, ask("a", temperature=0).key, ask("a", max_tokens=9).key, ask("a", seed=1).key}) == 5
     assert ask("a", temperature=1).key == ask("a", temperature=1.0).key
+
+
+def test_what_enters_a_request_or_an_answer_is_clean():
+    hostile = "red \ud83d \x1b[2Jboat\u202e\0"
+    pictured = Request(({"role": "user", "content": [{"type": "text", "text": hostile}, {"type": "image_url", "image_url": {"url": "data:"}}]},))
+    assert ask(hostile, texts=(hostile,)) == ask("red  boat", texts=("red  boat",)) and ask(hostile).key == ask("red  boat").key
+    assert pictured.messages[0]["content"][0]["text"] == "red  boat" and pictured.key
+    assert Answer(f" {hostile}\n") == Answer("red  boat") and Answer("", hostile).error == "red  boat"
 
 
 class Parrot(ChatModel):
@@ -121,7 +129,7 @@ def test_greedy_answers_are_those_of_generate(folder):
     for request, text in zip(requests, said, strict=True):
         prompt = chat.tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, return_tensors="pt")["input_ids"]
         tokens = chat.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
-        assert text == chat.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        assert text == clean_text(chat.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
 
 
 def _sliding(vocabulary):
@@ -263,6 +271,7 @@ captions = st.lists(st.lists(st.sampled_from(CAPTION_WORDS), max_size=8).map(" "
 @settings(max_examples=300, deadline=None)
 @given(captions, st.randoms(use_true_random=False))
 def test_consensus_does_not_depend_on_order_and_uses_only_words_that_are_there(texts, rng):
+    texts = [clean_text(text) for text in texts]  # as a request has them
     shuffled = rng.sample(texts, len(texts))
     words = shared_words(texts)
     assert words == shared_words(texts) == shared_words(shuffled)

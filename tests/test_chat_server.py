@@ -15,7 +15,8 @@ import pytest
 
 from fault_proxy import FaultProxy, completion, cut_off, hang, reset, status, text, trickle
 
-from neuronbench.basics import cache_folder
+from neuronbench.basics import cache_folder, content_key
+from neuronbench.describe.descriptions import describe_frame
 from neuronbench.describe.prompts import Prompts
 from neuronbench.embedded.world import WEIGHTS
 from neuronbench.foundation.chat import Chat, Request
@@ -228,6 +229,32 @@ def test_html_and_markdown_stay_text(proxy):
     said = "<script>alert(1)</script> **boat** &amp; [x](javascript:y)"
     proxy.always = completion(said)
     assert one(proxy).text == said and one(proxy).text == said
+
+
+HOSTILE = ["red \ud83d boat", "red \udc00 boat", "\x1b]0;title\x07red \x1b[2K boat\r\n", "red \u202e\u2066 boat\u200f", "\0red  boat\ufeff"]
+
+
+@pytest.mark.parametrize("said", HOSTILE, ids=ascii)
+def test_an_answer_breaks_neither_the_next_request_nor_a_table(proxy, said):
+    proxy.always = completion(said)
+    for cached in (False, True):
+        answer = one(proxy)
+        assert (answer.text, answer.cached) == ("red  boat", cached)
+        assert one(proxy, answer.text).error == "" and content_key(answer.text)
+        assert describe_frame("layer", [0], [answer.text], [1.0], "m").to_csv().encode()
+
+
+def test_what_an_older_version_kept_is_cleaned(proxy):
+    chat = Chat("tiny", base_url=proxy.url)
+    chat._store.put({ask("a red boat").key: json.dumps({"text": "red \ud83d\x1b[2J boat", "error": "", "prompt_tokens": 1, "completion_tokens": 1}).encode()})
+    assert one(proxy).text == "red  boat" and not proxy.requests
+
+
+@pytest.mark.parametrize("said", ["\ud83d", "\u202e\x1b[0m", "\0 \ufeff"], ids=ascii)
+def test_an_answer_of_nothing_but_such_characters_is_empty(proxy, said):
+    proxy.always = completion(said)
+    answer = one(proxy)
+    assert answer.text == "" and answer.error.startswith("the answer is empty")
 
 
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": "many", "completion_tokens": -3}, {}])

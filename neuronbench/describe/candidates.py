@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
+from ..basics import clean_text
 from .prompts import Prompts
 from ..foundation.chat import Request
 
@@ -24,7 +25,7 @@ def cleaned(
     text: str,  # what a model said
 ) -> str:
     """The text in lower case, on one line, without quotes around it, a final period, and what a loop says again."""
-    text, before = " ".join(text.lower().split()), None
+    text, before = " ".join(clean_text(text).lower().split()), None
     while text != before:
         before, text = text, text.strip(_QUOTES + " ").removesuffix(".")
     return " and ".join(dict.fromkeys(text.split(" and ")))

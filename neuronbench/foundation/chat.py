@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, cache_folder, content_key
+from ..basics import ContentStore, cache_folder, clean_text, content_key
 
 # %% ../../nbs/foundation/03_chat.ipynb #efe3f719
 @dataclass(frozen=True)
@@ -34,24 +34,32 @@ class Request:
 
     def __post_init__(self):
         for message in self.messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-                raise ValueError(f"a message is a dict with 'role' and 'content', not {str(message)[:80]!r}")
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message) or not isinstance(message["content"], (str, list, tuple)):
+                raise ValueError(f"a message is a dict with 'role' and 'content', a text or a list of parts, not {str(message)[:80]!r}")
         if not self.messages or not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 <= self.seed < 2**63:
             raise ValueError("a request needs a message, a temperature of 0 or more, max_tokens of 1 or more and a seed from 0 to "
                              f"2**63 - 1; given {len(self.messages)} messages, {self.temperature}, {self.max_tokens}, {self.seed}")
-        object.__setattr__(self, "messages", tuple(self.messages))
+        object.__setattr__(self, "messages", tuple(_clean(message) for message in self.messages))
         object.__setattr__(self, "temperature", float(self.temperature))
-        object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "texts", tuple(map(clean_text, self.texts)))
 
     @property
     def key(self) -> str:
         """A hash of all that decides the answer of a given model."""
         return content_key(self.messages, self.temperature, self.max_tokens, self.seed)
 
+
+def _clean(message):
+    """`message`, with its text, or the text of its parts, cleaned."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": clean_text(content)}
+    return {**message, "content": [{**part, "text": clean_text(part["text"])} if "text" in part else part for part in content]}
+
 # %% ../../nbs/foundation/03_chat.ipynb #4956150f
 @dataclass(frozen=True)
 class Answer:
-    """What a chat model said. It is data: escape it wherever it is shown."""
+    """What a chat model said, as `clean_text` leaves it. It is data: escape it wherever it is shown."""
 
     text: str  # "" when there is an error
     error: str = ""  # one sentence that says why there is no text
@@ -59,6 +67,10 @@ class Answer:
     prompt_tokens: int = 0  # 0 if nothing was sent for it
     completion_tokens: int = 0
     cached: bool = False  # known before, or asked twice in one call
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", clean_text(self.text).strip())
+        object.__setattr__(self, "error", clean_text(self.error))
 
 
 @dataclass(frozen=True)
@@ -227,7 +239,7 @@ def _read(body, request, guess, server):
         data = json.loads(body)
         message, reason = data["choices"][0]["message"], data["choices"][0].get("finish_reason")
         content, refusal = message.get("content") or "", message.get("refusal")
-        text = content[: 16 * request.max_tokens].strip()
+        text = clean_text(content[: 16 * request.max_tokens]).strip()
         used = data.get("usage") or {}
         tokens = _count_or(used.get("prompt_tokens"), guess), _count_or(used.get("completion_tokens"), math.ceil(len(content) / 4))
     except (AttributeError, IndexError, KeyError, TypeError):

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from ..basics import best_device, content_key
+from ..basics import best_device, clean_text, content_key
 from .chat import Answer, ChatModel
 from .hub import dtype_of, loading
 
@@ -190,6 +190,6 @@ class LocalChat(ChatModel):
             show()
 
     def _answer(self, prompt, said):
-        text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        text = clean_text(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
         error = "" if text else f"the answer is empty, after {len(said)} tokens"
         return Answer(text, error, self.name, len(prompt), len(said))
