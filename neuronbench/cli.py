@@ -467,7 +467,8 @@ def load_models(arguments) -> dict:
     models = {}
     if arguments.clip:
         with naming("--clip"):
-            models["clip"] = CLIP(arguments.clip, pretrained=None if Path(arguments.clip).is_dir() else arguments.clip_pretrained or "openai")
+            own = Path(arguments.clip).is_dir() or arguments.clip.startswith("hf-hub:")
+            models["clip"] = CLIP(arguments.clip, pretrained=arguments.clip_pretrained or (None if own else "openai"))
     if arguments.captioner:
         with naming("--captioner"):
             models["captioner"] = Captioner(arguments.captioner)

@@ -282,7 +282,7 @@ def test_every_tag_of_open_clip_gets_its_activation_or_is_refused():
 def test_a_checkpoint_file_of_a_network_with_two_activations_asks(without_weights, tmp_path):
     file = tmp_path / "weights.safetensors"
     file.touch()
-    with pytest.raises(ValueError, match="quick_gelu=True .* or quick_gelu=False"):
+    with pytest.raises(ValueError, match="the name 'ViT-B-32-quickgelu' or quick_gelu=True .* or quick_gelu=False"):
         CLIP("ViT-B-32", pretrained=str(file), device="cpu")
     for arguments, name in ((("ViT-B-32", True), "ViT-B-32-quickgelu"), (("ViT-B-32", False), "ViT-B-32"), (("ViT-B-32-quickgelu", None), "ViT-B-32-quickgelu")):
         assert CLIP(arguments[0], pretrained=str(file), device="cpu", quick_gelu=arguments[1]).name == name
@@ -298,6 +298,12 @@ def test_a_folder_says_its_activation_itself_and_vectors_are_kept_apart(tmp_path
     first, second = CLIP(str(plain), device="cpu"), CLIP(str(quick), device="cpu")
     assert first.fingerprint != second.fingerprint
     assert not np.allclose(first.embed_texts(["red"]), second.embed_texts(["red"]), atol=1e-4)
+
+
+def test_what_a_folder_would_ignore_is_refused(folder):
+    for given in ({"pretrained": "openai"}, {"quick_gelu": True}):
+        with pytest.raises(ValueError, match="weights and an activation of its own"):
+            CLIP(str(folder), device="cpu", **given)
 
 
 def test_settings_that_no_weight_and_no_repr_shows_are_in_the_fingerprint(tmp_path):

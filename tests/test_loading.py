@@ -224,6 +224,14 @@ def test_the_tower_of_a_clip_computes_what_it_computes_in_the_whole(tmp_path):
     torch.testing.assert_close(target.activations(batch)["vision_model.post_layernorm"], wanted)
 
 
+def test_a_masked_autoencoder_sees_all_patches_and_the_same_each_time(tmp_path):
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
+    folder = save(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**VIT, **decoder)), tmp_path / "mae")
+    target = Target.from_transformers(folder, ["vit.layers.1"], device="cpu")
+    first, second = (target.activations(target.preprocess(images[0])[None])["vit.layers.1"] for _ in range(2))
+    assert first.shape == (1, 1 + 16, 24) and torch.equal(first, second)
+
+
 def vit_classifier(**names):
     return transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, **names))
 

@@ -43,8 +43,8 @@ def _trained_quick(name, variants, pretrained, quick_gelu):
         tag = choose(pretrained, tags, f"checkpoint file, nor pretrained tag of {name!r},")
         return bool(open_clip.get_pretrained_cfg(base, tag).get("quick_gelu", False))
     if quick_gelu is None and name == base and len(variants) > 1:
-        raise ValueError(f"a file does not say which activation its weights were trained with: for {pretrained!r} give quick_gelu=True "
-                         "(OpenAI, MetaCLIP, DFN) or quick_gelu=False (LAION, DataComp)")
+        raise ValueError(f"a file does not say which activation its weights were trained with: for {pretrained!r} give the name {base + _QUICK!r} or "
+                         "quick_gelu=True (OpenAI, MetaCLIP, DFN), or quick_gelu=False (LAION, DataComp)")
     return _quick(name) if quick_gelu is None else quick_gelu
 
 
@@ -78,7 +78,9 @@ def _load(source, pretrained):
         except (RuntimeError, OSError) as error:
             if "loading state_dict" in str(error):
                 raise ValueError(f"{wanted}: the weights do not fit: {' '.join(str(error).split())[:300]}") from error
-            if not _needs_hub(source, pretrained):
+            if source.startswith("local-dir:") and isinstance(error, OSError):
+                raise FileNotFoundError(f"{wanted} cannot be loaded: {str(error).splitlines()[0]}") from error
+            if not _needs_hub(source, pretrained) and not isinstance(error, OSError):
                 raise
             raise ConnectionError(f"{wanted} is not on this machine and could not be fetched from the Hugging Face hub; "
                                   "copy the model's folder here and give its path instead") from error
@@ -109,11 +111,10 @@ def _create_random(source, pretrained, **options):
 # %% ../../nbs/foundation/01_clip.ipynb #c984f333
 def _source(name, pretrained, quick_gelu=None):
     """What open_clip calls `name`, checked as far as that is possible without loading."""
-    if name.startswith("hf-hub:"):
-        return name
-    if Path(name).is_dir():
-        _check_folder(Path(name))
-        return f"local-dir:{name}"
+    if name.startswith("hf-hub:") or Path(name).is_dir():
+        if pretrained is not None or quick_gelu is not None:
+            raise ValueError(f"CLIP {name!r} has weights and an activation of its own: leave out pretrained and quick_gelu")
+        return name if name.startswith("hf-hub:") else _folder(Path(name))
     if len(Path(name).parts) > 1:
         raise FileNotFoundError(f"no folder {name!r}; a model on the hub is written 'hf-hub:{name}'")
     source = _variant(name, pretrained, quick_gelu)
@@ -122,11 +123,13 @@ def _source(name, pretrained, quick_gelu=None):
     return source
 
 
-def _check_folder(folder):
+def _folder(folder):
+    """open_clip's name of a folder. Errors: FileNotFoundError."""
     if not (folder / "open_clip_config.json").is_file():
         raise FileNotFoundError(f"no open_clip_config.json in {str(folder)!r}, which open_clip's local format needs")
     if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
         raise FileNotFoundError(f"no weights in {str(folder)!r}: expected open_clip_model.safetensors")
+    return f"local-dir:{folder}"
 
 
 def _needs_hub(source, pretrained):

@@ -13,7 +13,7 @@ import torch
 
 from ..basics import best_device, clean_text, content_key
 from .chat import Answer, ChatModel
-from .hub import dtype_of, loading
+from .hub import dtype_of, loading, whole
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #a048de75
 def _load(name, dtype):
@@ -25,7 +25,7 @@ def _load(name, dtype):
         if not tokenizer.chat_template:
             raise ValueError(f"{name!r} has no chat template; expected a chat model, such as one whose name ends in -Instruct or -Chat")
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, weights_only=True).eval()
+            model = whole("chat model", AutoModelForCausalLM, name, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"{name!r} is no causal language model: {str(error).splitlines()[0][:160]}") from error
     ends = model.generation_config.eos_token_id

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..basics import best_device, content_key
+from ..basics import best_device, content_key, no_code
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc05
 def masked_mean(
@@ -311,14 +311,16 @@ class RegionCaptioner:
         folder,  # as `save` writes it
         device=None,  # the fastest if None
     ):
-        """A saved captioner. Errors: FileNotFoundError naming what is missing."""
+        """A saved captioner. Errors: FileNotFoundError naming what is missing; ValueError for damaged weights."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {str(folder)!r}: expected the folder of a region captioner")
-        config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+        with no_code(f"the region captioner in {str(folder)!r}"):
+            weights = load_file(folder / "model.safetensors")
         scale = weights.pop("scale")
         models = {name: Speaker(len(config["words"]), features, config["hidden"], config["embedding"])
                   for name, features in (("speaker", scale.shape[1]), ("language", 0))}

@@ -95,7 +95,7 @@ def _load(name, dtype):
 
 # %% ../../nbs/foundation/08_segmenter.ipynb #seg12
 class CLIPSegmenter(_Segmenting):
-    """CLIPSeg: where in an image is what a phrase says? Errors on loading: as of `Segmenter`; ValueError for categories without concepts."""
+    """CLIPSeg: where in an image is what a phrase says? Errors on loading: as of `Segmenter`; ValueError for categories without concepts, and for a phrase that is too long."""
 
     def __init__(
         self,
@@ -118,7 +118,10 @@ class CLIPSegmenter(_Segmenting):
 
     @torch.inference_mode()
     def _embedded(self, tokenizer, phrases):
-        tokens = tokenizer(phrases, padding=True, return_tensors="pt").to(self.device)
+        tokens, limit = tokenizer(phrases, padding=True, return_tensors="pt").to(self.device), self.model.config.text_config.max_position_embeddings
+        if tokens["input_ids"].shape[1] > limit:
+            longest = max(phrases, key=len)
+            raise ValueError(f"{self.name!r} reads {limit} tokens, and a phrase has more: {longest[:60]!r} ...")
         return self.model.get_conditional_embeddings(len(phrases), **tokens)
 
     @torch.inference_mode()

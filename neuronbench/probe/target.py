@@ -312,6 +312,8 @@ def _kinds(config):
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+    if config.model_type == "vit_mae":  # sees a quarter of the patches, drawn anew in each pass; its encoder is a ViT, which sees all
+        return [transformers.ViTModel]
     named = [getattr(transformers, kind, None) for kind in config.architectures or ()]
     kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)][:1] or _classifiers(config)[:1]
     backbone = MODEL_MAPPING.get(type(config), ())
