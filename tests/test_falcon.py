@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,7 +135,23 @@ def test_best_captions_are_those_of_one_big_matrix_in_blocks_of_bounded_size(cap
         found = best_captions(images, CaptionCorpus(map(str, range(captions))), clip, count)
     order = np.argsort(-(images @ texts.T), axis=1, kind="stable")[:, :count]
     assert np.array_equal(found["positions"], order) and max(clip.blocks) <= 256 and sum(clip.blocks) == captions
-    assert np.allclose(found["similarities"], np.take_along_axis(images @ texts.T, order, 1), atol=1e-6)
+    shares = scipy.special.softmax(100 * (images @ texts.T).astype(np.float64), axis=1)  # as `caption_images` of the published code
+    assert np.allclose(found["similarities"], np.take_along_axis(shares, order, 1), rtol=1e-4, atol=1e-9)
+
+
+def test_what_a_counterfactual_must_score_is_on_the_scale_of_the_published_code():
+    cosines = {"a boat on water": [0.30] * 10, "a boat": [0.29] * 10, "a ship on water": [0.28] * 10, "a ship": [0.27] * 10,
+               "a dog": [0.26] * 4 + [0] * 6, "a sail": [0] * 4 + [0.26] * 6}  # of each caption and ten images, such as CLIP gives
+    table = np.array(list(cosines.values()))
+
+    class Table(ColourCLIP):
+        def embed_texts(self, texts, progress=True):
+            return np.hstack([table, np.diag(np.sqrt(1 - (table**2).sum(1)))]).astype("f4")
+
+    found = best_captions(np.eye(10, 16, dtype="f4"), CaptionCorpus(list(cosines)), Table(), 5)
+    rows = [(image, list(cosines)[place], similarity) for image in range(10) for place, similarity in zip(found["positions"][image], found["similarities"][image])]
+    scores, shares = word_scores(pd.DataFrame(rows, columns=["image", "caption", "similarity"])), np.exp(100 * table[:, 0])
+    assert scores["dog"] == pytest.approx(0.4 * shares[4] / shares.sum(), rel=1e-3) and scores["dog"] < FALCON.removed_from < scores["boat"]
 
 
 # words

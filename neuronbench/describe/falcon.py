@@ -74,28 +74,34 @@ class CaptionCorpus:
         return {position: caption for position, caption in enumerate(self) if position in wanted}
 
 # %% ../../nbs/describe/17_falcon.ipynb #e0d05be6
+_SCALE = 100  # of cosines before the softmax
+
+
 def best_captions(
     images: np.ndarray,  # (image, dim) CLIP embeddings, L2-normalised
     corpus: CaptionCorpus,
     clip,  # CLIP, or anything with `embed_texts` and `device`
     count: int = 5,  # captions for each image; all there are, if fewer
 ) -> dict:
-    """{"positions": (image, count) in the corpus, best first, "similarities": (image, count) cosines}."""
+    """{"positions": (image, count) in the corpus, best first, "similarities": (image, count) softmax(100 * cosine) over the whole corpus}, as the code of
+    Kalibhat et al. (ICML 2023) has it."""
     device = "cuda" if "cuda" in str(clip.device) else "cpu"
     images = torch.as_tensor(images, device=device)
     positions, best = torch.zeros((len(images), 0), dtype=torch.int64, device=device), torch.zeros((len(images), 0), device=device)
+    total = torch.full((len(images), 1), -torch.inf, dtype=torch.float64, device=device)  # of all captions so far: the log of the softmax's denominator
     captions, start, size = iter(corpus), 0, int(np.clip(2**24 // max(1, len(images)), 256, 8192))
     with tqdm(desc="captions", unit="caption") as bar:
         while block := list(islice(captions, size)):
             if not start:
                 warn_of_concepts(clip, block)  # those of the first block stand for a corpus that may not fit in memory
-            similarities = images @ torch.as_tensor(clip.embed_texts(block, progress=False), device=device).T
-            found = similarities.topk(min(count, len(block)), dim=1)
+            cosines = images @ torch.as_tensor(clip.embed_texts(block, progress=False), device=device).T
+            total = torch.logaddexp(total, (_SCALE * cosines.double()).logsumexp(1, keepdim=True))
+            found = cosines.topk(min(count, len(block)), dim=1)
             best, order = torch.cat([best, found.values], 1).sort(dim=1, descending=True, stable=True)
             positions = torch.cat([positions, found.indices + start], 1).gather(1, order)[:, :count]
             best, start = best[:, :count], start + len(block)
             bar.update(len(block))
-    return {"positions": positions.cpu().numpy(), "similarities": best.cpu().numpy()}
+    return {"positions": positions.cpu().numpy(), "similarities": (_SCALE * best.double() - total).exp().cpu().numpy()}
 
 # %% ../../nbs/describe/17_falcon.ipynb #70602914
 _PARTS = {"NN": "noun", "NP": "noun", "VV": "verb", "AJ": "adjective"}  # of the British National Corpus: first two letters of a tag
