@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -179,13 +181,14 @@ def test_units_that_are_not_finite_are_named_and_the_rest_described(images):
     recording = recorded(Poisoned(), images, ["spoil"])
     method = CLIPDissect(ColourCLIP(), list(COLOURS), similarity="cos_cubed")
     for _ in range(2):  # also when the result comes from the cache
-        with pytest.warns(UserWarning, match="2 units of layer 'spoil' .* not described: 1, 3"):
+        with pytest.warns(UserWarning, match="2 units have no description; the first: unit 1 of 'spoil', the unit is NaN or infinite on some images"):
             found = method(recording, images)
         assert found.description.isna().tolist() == found.score.isna().tolist() == [False, True, False, True]
         assert found.description.tolist()[::2] == ["red", "blue"]
-    with pytest.warns(UserWarning, match="not finite"):
+    assert [failure["unit"] for failure in found.attrs["failures"]] == [1, 3]
+    with pytest.warns(UserWarning, match="NaN or infinite on 90 images"):
         trace = method.trace(recording, "spoil", 3)
-    assert trace.description is None and len(trace.concepts) == 0 and trace.concept_scores.sizes["concept"] == 0
+    assert trace.description is None and "NaN" in trace.reason and len(trace.concepts) == 0 and trace.concept_scores.sizes["concept"] == 0
 
 
 def test_all_units_not_finite(images):
@@ -262,3 +265,135 @@ def test_settings_are_frozen_and_quiet():
     assert len(method.concepts) == 20_000 and len(repr(method)) < 300
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.similarity = "cos"
+
+
+# units and concepts that leave nothing to tell
+
+
+class Table(torch.nn.Module):
+    """Image i gives row i of the table; its number is the last pixel's red."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor(values, dtype=torch.float32), requires_grad=False)
+
+    def forward(self, batch):
+        return self.values[(batch[:, 0, -1, -1] * 255).round().long()]
+
+
+def numbered(image, number):
+    image = image.copy()
+    image.putpixel((7, 7), (number, 128, 128))
+    return image
+
+
+def given_recording(values, images):
+    """A recording of `values` (image, unit) on as many of the images, each with its number in a corner."""
+    images = nb.ProbingSet.from_images([numbered(images[number], number) for number in range(len(values))])
+    net = torch.nn.Sequential()
+    net.add_module("table", Table(values))
+    return nb.record(nb.Target(net, ["table"], to_tensor, device="cpu"), images, progress=False)
+
+
+def redness(images):
+    return np.array([np.asarray(images[number], float)[0, 0] @ [1, -0.5, -0.5] for number in range(len(images))]) / 255
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_constant_and_dead_units_have_no_description_and_a_reason(images, name):
+    red = redness(images)
+    values = np.stack([red, np.zeros(90), np.full(90, 0.7), 1 - red, 0.7 + 1e-8 * red, -red], axis=1)
+    recording = given_recording(values, images)
+    orders = [list(COLOURS), list(COLOURS)[::-1]]
+    for concepts in orders:
+        method = CLIPDissect(ColourCLIP(), concepts, similarity=name)
+        with pytest.warns(UserWarning, match="3 units have no description; the first: unit 1 of 'table', the unit is 0 on every image"):
+            found = method(recording, recording.images)
+        assert found.description.isna().tolist() == found.score.isna().tolist() == [False, True, True, False, True, False]
+        assert [(one["unit"], one["step"]) for one in found.attrs["failures"]] == [(1, "compare"), (2, "compare"), (4, "compare")]
+        assert "0.7 on every image" in found.attrs["failures"][1]["reason"]
+        trace = method.trace(recording, "table", 2)
+        assert trace.description is None and trace.reason == found.attrs["failures"][1]["reason"]
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_one_unit_in_the_layer_is_described_alike_in_any_order_of_the_concepts_or_not_at_all(images, name):
+    recording = given_recording(redness(images)[:, None], images)
+    orders = [["red", "blue", "green"], ["blue", "green", "red"], ["green", "red", "blue"]]
+    found = [CLIPDissect(ColourCLIP(), order, similarity=name)(recording, recording.images) for order in orders]
+    said = {table.description.fillna("").iloc[0] for table in found}
+    assert said == ({""} if name == "soft_wpmi" else {"red"})
+    assert name != "soft_wpmi" or "there is no other" in found[0].attrs["failures"][0]["reason"]
+
+
+def test_units_that_are_all_alike_cannot_be_told_from_each_other(images):
+    recording = given_recording(np.repeat(redness(images)[:, None], 3, axis=1), images)
+    found = CLIPDissect(ColourCLIP(), ["blue", "red", "green"])(recording, recording.images)
+    assert found.description.isna().all() and all("equally well" in one["reason"] for one in found.attrs["failures"])
+    assert set(CLIPDissect(ColourCLIP(), ["blue", "red", "green"], similarity="cos_cubed")(recording, recording.images).description) == {"red"}
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_concepts_that_clip_cannot_tell_apart_are_a_tie(images, name):
+    red = redness(images)
+    recording = given_recording(np.stack([red, -red], axis=1), images)
+    COLOURS["crimson"] = COLOURS["red"]
+    try:
+        for concepts in (["red", "crimson", "blue", "black"], ["blue", "black", "crimson", "red"]):
+            found = CLIPDissect(ColourCLIP(), concepts, similarity=name)(recording, recording.images)
+            assert found.description.isna()[0] and not found.description.isna()[1]
+            assert re.search("'(red|crimson)' and '(red|crimson)' fit equally well", found.attrs["failures"][0]["reason"])
+    finally:
+        del COLOURS["crimson"]
+
+
+def test_upper_and_lower_case_of_a_word_are_no_tie(images):
+    red = redness(images)
+    recording = given_recording(np.stack([red, -red], axis=1), images)
+
+    class Lower(ColourCLIP):
+        def embed_texts(self, texts):
+            return super().embed_texts([text.lower() for text in texts])
+
+    found = CLIPDissect(Lower("lower"), ["blue", "Red", "red"])(recording, recording.images)
+    assert found.description[0] == "Red"
+
+
+@pytest.mark.parametrize("name", list(SIMILARITIES))
+def test_a_single_concept_is_no_choice(images, name):
+    red = redness(images)
+    recording = given_recording(np.stack([red, -red], axis=1), images)
+    found = CLIPDissect(ColourCLIP(), ["red"], similarity=name)(recording, recording.images)
+    assert found.description.isna().all() and "one concept" in found.attrs["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi", "cos", "cos_cubed"])
+def test_one_image_and_fewer_images_than_the_top(images, name):
+    red = redness(images)
+    values = np.stack([red, -red], axis=1)
+    one = given_recording(values[:1], images)
+    found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name)(one, one.images)
+    assert found.description.isna().all() and all("only one image" in failure["reason"] for failure in found.attrs["failures"])
+    few = given_recording(values[:20], images)
+    found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name)(few, few.images)
+    if name == "wpmi":  # takes every image of every unit, so that it does not look at the activations
+        assert found.description.isna().all() and "takes all 20" in found.attrs["failures"][0]["reason"]
+    else:
+        assert found.description[0] == "red" and found.description[1] != "red"
+
+
+def test_a_unit_that_is_saturated_on_more_images_than_count_has_no_top(images):
+    red = redness(images)
+    saturated = np.stack([red > np.sort(red)[50], red, -red], axis=1).astype(float)  # the first on 39 images, more than 28
+    recording = given_recording(saturated, images)
+    found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity="wpmi")(recording, recording.images)
+    assert found.description.isna().tolist() == [True, False, False]
+    assert found.attrs["failures"][0]["reason"] == "39 images activate it equally, so that the 28 that activate it most cannot be told"
+    assert CLIPDissect(ColourCLIP(), list(COLOURS), similarity="soft_wpmi")(recording, recording.images).description.notna().all()
+
+
+def test_the_default_pooling_and_its_name_are_one_result(images):
+    recording = recorded(Channels(), images, ["conv"], pool=("max", "mean"))
+    tables = {pool: CLIPDissect(ColourCLIP(), list(COLOURS), pool=pool)(recording, images) for pool in (None, "max", "mean")}
+    pd.testing.assert_frame_equal(tables[None], tables["max"])
+    assert CLIPDissect(ColourCLIP(), list(COLOURS)).trace(recording, "conv", 0).exemplars.equals(recording.top("conv", 0, 10, "max"))

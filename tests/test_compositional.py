@@ -1,6 +1,7 @@
 """Compositional explanations: the search against the same search on boolean masks and against all formulas, the bounds, and formulas read back."""
 
 import itertools
+import re
 import tempfile
 
 import numpy as np
@@ -217,12 +218,28 @@ def test_units_without_a_formula_have_a_reason():
     maps = np.zeros((30, 4, 8, 12))
     maps[:, 0], maps[:, 2], maps[:3, 3] = masks["object"][:, 0], np.nan, 1
     recording = recorded(maps)
-    with pytest.warns(UserWarning, match="not finite"):
+    with pytest.warns(UserWarning, match="have no description"):
         found = CompositionalExplanations(annotations_from_arrays(recording.images, masks, CATEGORIES), share=0.7)(recording, recording.images)
     assert found.description.isna().tolist() == [False, True, True, True] and found.description[0] == "boat"
     assert [(one["unit"], one["step"], one["reason"]) for one in found.attrs["failures"]] == [
         (1, "search", "the unit never exceeds its threshold"), (2, "search", "the unit is NaN or infinite on some images"),
         (3, "search", "the unit is nowhere active on an annotated concept")]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_concepts_that_are_the_same_everywhere_are_no_description(reverse):
+    _, masks, _ = random_case(3, images=40, partial=False)
+    masks["object"][:, 1] = masks["object"][:, 0]
+    categories = {name: concepts[::-1] if reverse else concepts for name, concepts in CATEGORIES.items()}
+    masks = {name: of[:, ::-1] if reverse else of for name, of in masks.items()}
+    named = {name: of[:, place] for category, of in masks.items() for place, name in enumerate(categories[category])}
+    recording = recorded(np.stack([named["boat"] & ~named["sea"], named["red"]], axis=1))
+    method = CompositionalExplanations(annotations_from_arrays(recording.images, masks, categories), share=0.7)
+    found = method(recording, recording.images)
+    assert found.description.isna().tolist() == found.score.isna().tolist() == [True, False] and found.description[1] == "red"
+    [failure] = found.attrs["failures"]
+    assert {"boat AND NOT sea", "cat AND NOT sea"} == set(re.findall("'([^']*)'", failure["reason"]))
+    assert method.explain(recording, recording.images).query("unit == 0 and length == 3").iou.tolist() == [1]  # the number is right for both
 
 
 def test_a_concept_without_a_pixel_is_in_no_formula():

@@ -177,6 +177,44 @@ def test_constant_unit_scores_one_half():
     recording = recorded(activations)
     found = INVERT(labelled(labels)).explain(recording, recording.images)
     assert found.auc[1] == 0.5 and found.p_value[1] == 1
+    assert pd.isna(found.formula[1]) and found.formula.notna()[[0, 2]].all()
+    table = INVERT(labelled(labels))(recording, recording.images)
+    assert table.description.isna().tolist() == table.score.isna().tolist() == [False, True, False]
+    assert [(one["unit"], one["reason"]) for one in table.attrs["failures"]] == [(1, "the unit is 0 on every image, so that no image stands out")]
+    assert INVERT(labelled(labels)).trace(recording, "table", 1).description is None
+
+
+def test_one_image_is_no_evidence_for_any_label():
+    recording = recorded(np.array([[0.3, -1.0]]))
+    table = INVERT(pd.DataFrame({"red": [True], "boat": [False]}))(recording, recording.images)
+    assert table.description.isna().all() and all("only one image" in one["reason"] for one in table.attrs["failures"])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_labels_that_are_true_of_the_same_images_cannot_be_told_apart(reverse):
+    rng = np.random.default_rng(0)
+    flags = rng.random((60, 4)) < 0.4
+    flags[:, 1] = flags[:, 0]
+    recording = recorded(np.stack([flags[:, 0] + rng.random(60) / 2, flags[:, 2] + rng.random(60) / 2], axis=1))
+    table = pd.DataFrame(flags, columns=["red", "crimson", "boat", "sea"])
+    table = table[table.columns[::-1]] if reverse else table
+    method = INVERT(table, length=1)
+    found = method(recording, recording.images)
+    assert found.description.isna().tolist() == [True, False] and found.description[1] == "boat"
+    assert {"'red'", "'crimson'"} <= set(found.attrs["failures"][0]["reason"].split())
+    trace = method.trace(recording, "table", 0)
+    assert trace.description is None and "crimson" in trace.reason and len(trace.formulas)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_labels_that_separate_equally_well_are_decided_by_the_number_of_images_or_not_at_all(reverse):
+    activation, place = np.arange(40)[::-1].astype(float), np.arange(40)
+    recording, order = recorded(np.stack([activation, activation], axis=1)), slice(None, None, -1 if reverse else 1)
+    wide = pd.DataFrame({"few": place < 2, "many": place < 12, "odd": place % 2 == 1})
+    crossed = pd.DataFrame({"red": np.isin(place, [0, 3]), "boat": np.isin(place, [1, 2]), "odd": place % 2 == 1})
+    assert set(INVERT(wide[wide.columns[order]], length=1)(recording, recording.images).description) == {"many"}
+    table = INVERT(crossed[crossed.columns[order]], length=1)(recording, recording.images)
+    assert table.description.isna().all() and "fit equally well" in table.attrs["failures"][0]["reason"]
 
 
 def test_units_that_are_not_finite_are_named_and_the_rest_described():
@@ -185,10 +223,10 @@ def test_units_that_are_not_finite_are_named_and_the_rest_described():
     recording = recorded(activations)
     method = INVERT(labelled(labels))
     for _ in range(2):
-        with pytest.warns(UserWarning, match="1 units of layer 'table' .*: 2"):
+        with pytest.warns(UserWarning, match="a unit has no description: unit 2 of 'table', the unit is NaN or infinite on some images"):
             found = method(recording, recording.images, units={"table": [3, 2]})
         assert found.description.isna().tolist() == found.score.isna().tolist() == [False, True]
-    with pytest.warns(UserWarning, match="not finite"):
+    with pytest.warns(UserWarning, match="NaN or infinite on 1 images"):
         trace = method.trace(recording, "table", 2)
     assert trace.description is None and not trace.truth.any()
 

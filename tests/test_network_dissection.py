@@ -45,7 +45,7 @@ def test_iou_is_that_of_a_direct_loop(seed, partial):
     assert np.allclose(found.iou, expected.max(1), atol=2e-3)  # a pixel may fall on either side of the threshold
     for unit in range(len(found)):
         table = method.trace(recording, "table", unit, k=1).concepts
-        assert np.allclose(table.sort_index().iou, expected[unit], atol=2e-3)
+        assert np.allclose(table.sort_index().iou, expected[unit], atol=4e-3)  # an upsampled pixel may lie on the threshold
         assert table.concept.iloc[0] == found.concept[unit] and OF[table.index[0]] == found.category[unit]
 
 
@@ -80,13 +80,47 @@ def test_units_that_cannot_be_described_have_a_reason_and_the_others_go_on():
     maps, masks = planted_case()
     recording = recorded(maps)
     annotations = annotations_from_arrays(recording.images, masks, CATEGORIES)
-    with pytest.warns(UserWarning, match="not finite"):
+    with pytest.warns(UserWarning, match="have no description"):
         found = NetworkDissection(annotations, share=SHARE)(recording, recording.images)
     assert found.description.iloc[:2].tolist() == ["boat", "red"] and found.description.iloc[2:].isna().all()
     assert list(found.columns) == ["layer", "unit", "description", "score", "method"] and set(found.method) == {"Network Dissection"}
     assert [(one["unit"], one["reason"]) for one in found.attrs["failures"]] == [
         (2, "the unit never exceeds its threshold"), (3, "the unit never exceeds its threshold"),
         (4, "the unit is NaN or infinite on some images"), (5, "the unit is nowhere active on an annotated concept")]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_concepts_that_overlap_equally_are_no_description(reverse):
+    maps, masks = planted_case()
+    masks["object"][:, 1] = masks["object"][:, 0]
+    categories = {name: concepts[::-1] if reverse else concepts for name, concepts in CATEGORIES.items()}
+    masks = {name: of[:, ::-1] if reverse else of for name, of in masks.items()}
+    recording = recorded(maps[:, :2])
+    method = NetworkDissection(annotations_from_arrays(recording.images, masks, categories), share=SHARE)
+    found = method(recording, recording.images)
+    assert found.description.isna().tolist() == [True, False] and found.description[1] == "red"
+    [failure] = found.attrs["failures"]
+    assert failure["unit"] == 0 and {"'boat'", "'cat'"} <= set(failure["reason"].split()) and "equally well" in failure["reason"]
+    assert method.trace(recording, "table", 0).description is None
+
+
+def test_a_label_in_two_categories_is_no_tie_with_itself():
+    maps, masks = planted_case()
+    recording = recorded(maps[:, :1])
+    twice = {"object": ("boat",), "part": ("boat",)}
+    annotations = annotations_from_arrays(recording.images, {name: masks["object"][:, :1] for name in twice}, twice)
+    found = NetworkDissection(annotations, share=SHARE).explain(recording, recording.images)
+    assert (found.concept[0], found.category[0]) == ("boat", "object") and found.attrs["failures"] == []
+
+
+def test_one_image_is_enough_for_masks_and_the_pooling_ranks_the_exemplars():
+    maps, masks = planted_case()
+    image = int(np.flatnonzero(maps[:, :2].any((2, 3)).all(1))[0])
+    recording = recorded(maps[[image], :2])
+    annotations = annotations_from_arrays(recording.images, {name: of[[image]] for name, of in masks.items()}, CATEGORIES)
+    assert NetworkDissection(annotations, share=SHARE).explain(recording, recording.images).iou.tolist() == [1, 1]
+    with pytest.raises(KeyError, match="recorded pooling 'max'"):
+        NetworkDissection(annotations, share=SHARE, pool="max").trace(recording, "table", 0)
 
 
 def test_a_concept_without_a_pixel_is_never_the_answer():

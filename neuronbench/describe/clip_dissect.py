@@ -6,6 +6,7 @@
 __all__ = ['best_concepts', 'CLIPDissect', 'CLIPDissectTrace']
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #dfad4164
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ import xarray
 
 from ..basics import choose, content_key
 from .concepts import concept_set
-from .descriptions import chosen_units, describe_frame, finite_units, kept
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons
+from .similarity import SIMILARITIES, Cosines, soft_wpmi, soft_wpmi_odds, wpmi
 from ..foundation.clip import warn_of_concepts
-from .similarity import SIMILARITIES, Cosines, soft_wpmi, soft_wpmi_odds
 from ..probe.recording import check_images
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #8ee8a01b
@@ -31,7 +32,7 @@ def best_concepts(
     device="cpu",
     count: int = 20,  # concepts to keep for each unit; all if there are fewer
 ) -> dict:
-    """{"concepts": (unit, count) positions, best first, "scores": (unit, count)} for finite activations."""
+    """{"concepts": (unit, count) positions, best first, "scores": (unit, count), "equal": (unit,) how many are as good as the best} for finite activations."""
     scores = Cosines(torch.as_tensor(images, device=device), torch.as_tensor(texts, device=device))
     if similarity not in SIMILARITIES.values():
         scores = scores[:, :]  # a function of the user's own gets the whole matrix
@@ -42,9 +43,34 @@ def best_concepts(
                          f"{(activations.shape[1], len(texts))}")
     order = torch.sort(result, dim=1, descending=True, stable=True).indices[:, :count]
     best = result.gather(1, order).float()
+    rounding = 1e-3 if similarity in (wpmi, soft_wpmi) else 1e-6 * result.abs().amax(1, keepdim=True)
+    equal = (result >= result.amax(1, keepdim=True) - rounding).sum(1)
     if similarity is soft_wpmi:
         best = math.log(len(best)) - torch.nn.functional.softplus(-best)
-    return {"concepts": order.cpu().numpy(), "scores": best.cpu().numpy()}
+    return {"concepts": order.cpu().numpy(), "scores": best.cpu().numpy(), "equal": equal.cpu().numpy()}
+
+# %% ../../nbs/describe/04_clip_dissect.ipynb #nochcode
+def _nothing_to_compare(similarity, images, units, concepts):
+    """Why no unit of a layer can be described, from the numbers of finite units, images and concepts; an empty text if units can."""
+    if concepts == 1:
+        return "the concept set has one concept, so that there is nothing to choose from"
+    if similarity is soft_wpmi and units == 1:
+        return "soft_wpmi compares a unit with the others of its layer, and there is no other: choose similarity='cos_cubed'"
+    if similarity is wpmi and images <= _taken(wpmi, images):
+        return f"wpmi asks which images are a unit's best, and takes all {images}: record more images, or choose similarity='cos_cubed'"
+    return ""
+
+
+def _taken(similarity, images):
+    """How many of a unit's top images a similarity function takes; all of them if it looks at more than the top."""
+    parameters = inspect.signature(similarity).parameters if similarity in (wpmi, soft_wpmi) else {}
+    return min(parameters["top_k"].default, images) if parameters else images
+
+
+def _without_top(activations, taken):
+    """(unit,) text: why the `taken` images that activate a unit most cannot be told; empty where they can."""
+    equal = (activations == activations.max(0)).sum(0)
+    return [f"{count} images activate it equally, so that the {taken} that activate it most cannot be told" if count > taken else "" for count in equal]
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #595f1c90
 @dataclass(frozen=True, eq=False)
@@ -52,8 +78,8 @@ class CLIPDissect:
     """CLIP-Dissect (Oikarinen & Weng, ICLR 2023): call it on a recording to get descriptions.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all
-    units of all layers if `units` is None. A unit with activations that are not finite has no description. Errors:
-    KeyError for a layer or similarity function that does not exist, ValueError for units that do not exist, images that are
+    units of all layers if `units` is None. A unit has no description if it is not finite, the same on all images or without top images, or if
+    several concepts fit equally well; `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer or similarity function that does not exist, ValueError for units that do not exist, images that are
     not the recorded ones, and an empty concept set.
     """
 
@@ -70,36 +96,56 @@ class CLIPDissect:
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         check_images(recording, images)
         warn_of_concepts(self.clip, self.concepts)
-        units = chosen_units(recording, units)
-        return pd.concat([self._describe(recording, images, layer, numbers) for layer, numbers in units.items()], ignore_index=True)
+        described = [self._describe(recording, images, layer, numbers) for layer, numbers in chosen_units(recording, units).items()]
+        return joined_frames([table for table, _ in described], [failure for _, failures in described for failure in failures])
 
     def _describe(self, recording, images, layer, units):
+        """(table, failures) of the units of one layer."""
         ranking = self._ranking(recording, images, layer)
-        best = [self.concepts[position] if position >= 0 else None for position in ranking["concepts"][units, 0]]
-        return describe_frame(layer, units, best, ranking["scores"][units, 0], "CLIP-Dissect")
+        reasons = self._reasons(recording, layer, units, ranking)
+        best = [None if reason else self.concepts[position] for reason, position in zip(reasons, ranking["concepts"][units, 0])]
+        scores = np.where(np.array(reasons) == "", ranking["scores"][units, 0], np.nan)
+        return describe_frame(layer, units, best, scores, "CLIP-Dissect"), failures_of(layer, units, reasons, "compare")
+
+    def _reasons(self, recording, layer, units, ranking):
+        """Why each unit has no description; empty text for one that has."""
+        activations = recording.pooled(layer, self.pool)
+        reasons, tops = unit_reasons(activations), _without_top(activations.values, _taken(self._function, len(activations)))
+        nothing = _nothing_to_compare(self._function, len(activations), np.isfinite(activations.values).all(0).sum(), len(self.concepts))
+        return [reasons[unit] or nothing or tops[unit] or self._tie(ranking, unit) for unit in units]
+
+    def _tie(self, ranking, unit):
+        """The reason of a unit for which several concepts fit equally well, other than by upper and lower case; or an empty text."""
+        names = [self.concepts[position] for position in ranking["concepts"][unit, : ranking["equal"][unit]]]
+        return tied(names, ranking["equal"][unit]) if len({name.casefold() for name in names}) > 1 else ""
+
+    @property
+    def _function(self):
+        return self.similarity if callable(self.similarity) else SIMILARITIES[self.similarity]
 
     def _ranking(self, recording, images, layer):
-        """The best concepts of all units of a layer, see `best_concepts`; -1 and NaN for units that are not finite."""
-        activations = recording.pooled(layer, self.pool)
-        finite = finite_units(activations, layer)
-        similarity = self.similarity if callable(self.similarity) else SIMILARITIES[self.similarity]
-        key = content_key(best_concepts, recording.fingerprint, layer, self.pool, self.clip.fingerprint, self.concepts, similarity)
-        return kept("clip-dissect", key, lambda: self._rank(activations, images, finite, similarity))
+        """The best concepts of all units of a layer, see `best_concepts`; -1, NaN and 0 for units that are not finite."""
+        activations, pool = recording.pooled(layer, self.pool), recording.pool_of(layer, self.pool)
+        key = content_key(best_concepts, recording.fingerprint, layer, pool, self.clip.fingerprint, self.concepts, self._function)
+        return kept("clip-dissect", key, lambda: self._rank(activations, images))
 
-    def _rank(self, activations, images, finite, similarity):
+    def _rank(self, activations, images):
+        finite = np.isfinite(activations.values).all(0)
         shape = len(finite), min(20, len(self.concepts))
-        ranking = {"concepts": np.full(shape, -1), "scores": np.full(shape, np.nan, np.float32)}
+        ranking = {"concepts": np.full(shape, -1), "scores": np.full(shape, np.nan, np.float32), "equal": np.zeros(shape[0], np.int64)}
         if finite.any():
             embedded = self.clip.embed_images(images, activations.image.values), self.clip.embed_texts(list(self.concepts))
             device = "cuda" if "cuda" in str(self.clip.device) else "cpu"
-            found = best_concepts(*embedded, activations.values[:, finite], similarity, device)
-            ranking["concepts"][finite], ranking["scores"][finite] = found["concepts"], found["scores"]
+            found = best_concepts(*embedded, activations.values[:, finite], self._function, device)
+            for name, values in found.items():
+                ranking[name][finite] = values
         return ranking
 
     def trace(self, recording, layer: str, unit: int, k: int = 10) -> "CLIPDissectTrace":
         """Everything that led to one unit's description, with its `k` exemplars."""
         [(layer, [unit])] = chosen_units(recording, {layer: [unit]}).items()
         ranking = self._ranking(recording, recording.images, layer)
+        [reason] = self._reasons(recording, layer, [unit], ranking)
         positions = ranking["concepts"][unit][ranking["concepts"][unit] >= 0]
         names = [self.concepts[position] for position in positions]
         exemplars = recording.top(layer, unit, k, self.pool)
@@ -108,7 +154,7 @@ class CLIPDissect:
             scores = self.clip.embed_images(recording.images, exemplars.image) @ self.clip.embed_texts(names).T
         return CLIPDissectTrace(layer, int(unit), exemplars,
                                 pd.DataFrame({"description": names, "score": ranking["scores"][unit][: len(names)]}),
-                                xarray.DataArray(scores, {"image": exemplars.image.values, "concept": names}, ("image", "concept")))
+                                xarray.DataArray(scores, {"image": exemplars.image.values, "concept": names}, ("image", "concept")), reason)
 
 # %% ../../nbs/describe/04_clip_dissect.ipynb #c71421fd
 @dataclass(frozen=True, eq=False)
@@ -120,8 +166,9 @@ class CLIPDissectTrace:
     exemplars: pd.DataFrame  # image (position in the probing set), activation; largest first
     concepts: pd.DataFrame  # description, score; best first; empty if the unit is not finite
     concept_scores: xarray.DataArray  # (image, concept): CLIP's cosines of the exemplars and the best concepts
+    reason: str  # why there is no description; empty if there is one
 
     @property
     def description(self):
         """The best concept, or None."""
-        return self.concepts.description.iloc[0] if len(self.concepts) else None
+        return None if self.reason else self.concepts.description.iloc[0]

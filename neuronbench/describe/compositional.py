@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from ..basics import cache_folder, choose, content_key
-from .descriptions import chosen_units, describe_frame, finite_units, joined_frames, kept
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, without_failed
 from .invert import Formula
 from .network_dissection import check_annotations
 from ..probe.masks import Annotated, Segmented, concept_names, mask_batches, packed, unit_masks
@@ -271,6 +271,15 @@ class Search:
             beams.append(_distinct(self._extended(beams[-1]), beam_size) if beams[-1] else [])
         return beams
 
+    def rival(self, beam: list) -> tuple:
+        """The key of another formula that fits as well as the first of a beam: it has the same IoU, or a concept is the same everywhere; () if there is none."""
+        for place, (join, concept) in enumerate(beam[0].key if beam else ()):
+            twins = np.flatnonzero((self.at == self.at[concept]).all(1) & (self.masks.counts == self.masks.counts[:, [concept]]).all(0))
+            for twin in twins[twins != concept]:
+                if self.masks.names[twin] != self.masks.names[concept] and np.array_equal(self.masks.concept(twin).bits, self.masks.concept(concept).bits):
+                    return (*beam[0].key[:place], (join, int(twin)), *beam[0].key[place + 1 :])
+        return beam[1].key if len(beam) > 1 and beam[1].iou == beam[0].iou else ()
+
     def _singles(self):
         """The concepts, best first."""
         both = _bits(self.at)
@@ -330,6 +339,7 @@ class CompositionalExplanations:
     length: int = 3  # concepts in a formula, at most
     beam_size: int = 5  # formulas that go on at each length
     share: float = 0.005  # of a unit's activations that lie above its threshold
+    pool: str | None = None  # recorded pooling, of which only NaN and infinite values count here; the layer's default if None
 
     def __post_init__(self):
         if (self.annotations is None) == (self.segmenter is None):
@@ -345,18 +355,19 @@ class CompositionalExplanations:
 
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         found = self.explain(recording, images, units)
-        best = found[found.length == self.length]
+        best = without_failed(found[found.length == self.length], ["formula", "iou"])
         tables = [describe_frame(layer, table.unit, table.formula, table.iou, "Compositional Explanations")
                   for layer, table in best.groupby("layer", sort=False)]
         return joined_frames(tables, found.attrs["failures"])
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
-        """The best formula up to each length: columns layer, unit, length, formula, iou; empty for a unit without a description."""
+        """The best formula up to each length: columns layer, unit, length, formula, iou; empty where no formula touches the unit.
+        The units without a description are in `.attrs["failures"]`, also those with several formulas of this IoU."""
         check_images(recording, images)
         found = [(layer, numbers, *self._searched(recording, layer, numbers)) for layer, numbers in chosen_units(recording, units).items()]
         tables = [table[table["rank"] == 0].drop(columns="rank") for _, _, table, _ in found]
         explained = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer", "unit", "length", "formula", "iou"])
-        explained.attrs["failures"] = [failure for layer, numbers, table, active in found for failure in _failures(recording, layer, numbers, active, table)]
+        explained.attrs["failures"] = [failure for layer, numbers, _, searched in found for failure in self._failures(recording, layer, numbers, searched)]
         return explained
 
     def beams(self, recording, layer: str, unit: int) -> pd.DataFrame:
@@ -365,20 +376,26 @@ class CompositionalExplanations:
         return self._searched(recording, layer, units)[0].dropna(subset="iou").reset_index(drop=True)
 
     def _searched(self, recording, layer, units):
-        """(table of all beams, (unit,) bool: whether it ever exceeds its threshold)."""
+        """(table of all beams, what `search_units` gives)."""
         check_annotations(recording, self.annotations)
         settings = self.length, self.beam_size
         limits = recording.quantile(layer, 1 - self.share)[units]
         key = content_key(search_units, recording.fingerprint, layer, units, self._source.fingerprint, settings, limits)
         found = kept("compositional", key, lambda: search_units(recording, layer, self._source, units, limits, *settings))
-        return _beam_table(layer, units, found, concept_names(self._source.categories)[0]), found["active"]
+        return _beam_table(layer, units, found, concept_names(self._source.categories)[0]), found
+
+    def _failures(self, recording, layer, units, found):
+        """What is recorded of the units without a description."""
+        finite = np.isfinite(recording.pooled(layer, self.pool).values[:, units]).all(0)
+        names = concept_names(self._source.categories)[0]
+        return failures_of(layer, units, [_reason(unit, finite, found, names) for unit in range(len(units))], "search")
 
 # %% ../../nbs/describe/14_compositional.ipynb #25809e0d
 def search_units(recording, layer, source, units, thresholds, length, beam_size) -> dict:
     """The beams of units as arrays: "terms" (unit, length, rank, length, 2), a position in JOINS and a concept, -1 after the end;
-    "iou" (unit, length, rank), NaN where a beam has fewer; "active" (unit,) bool."""
+    "iou" (unit, length, rank), NaN where a beam has fewer; "active" (unit,) bool; "rival" (unit, length, 2), the terms of a formula as good as the best."""
     found = {"terms": np.full((len(units), length, beam_size, length, 2), -1), "iou": np.full((len(units), length, beam_size), np.nan),
-             "active": np.zeros(len(units), bool)}
+             "active": np.zeros(len(units), bool), "rival": np.full((len(units), length, 2), -1)}
     for start in range(0, len(units), _UNITS):
         some = slice(start, start + _UNITS)
         with tempfile.TemporaryFile(dir=cache_folder("masks")) as file:
@@ -386,18 +403,25 @@ def search_units(recording, layer, source, units, thresholds, length, beam_size)
             shared = {}
             for unit, own in enumerate(hits, start):
                 found["active"][unit] = own.count > 0
-                _write_beams(found, unit, Search(masks, own, shared).beams(length, beam_size))
+                search = Search(masks, own, shared)
+                beams = search.beams(length, beam_size)
+                _write_beams(found, unit, beams, search.rival(beams[-1]))
     return found
 
 
 _UNITS = 64  # searched together: what is at their hits fits in memory
 
 
-def _write_beams(found, unit, beams):
+def _write_beams(found, unit, beams, rival):
+    found["rival"][unit, : len(rival)] = _terms(rival)
     for number, beam in enumerate(beams):
         for rank, scored in enumerate(beam):
             found["iou"][unit, number, rank] = scored.iou
-            found["terms"][unit, number, rank, : len(scored.key)] = [(JOINS.index(join or "AND"), concept) for join, concept in scored.key]
+            found["terms"][unit, number, rank, : len(scored.key)] = _terms(scored.key)
+
+
+def _terms(key):
+    return np.array([(JOINS.index(join or "AND"), concept) for join, concept in key], np.int64).reshape(-1, 2)
 
 
 def _beam_table(layer, units, found, names):
@@ -412,13 +436,16 @@ def _text(terms, names):
     return str(Formula(tuple(terms))) if terms else None
 
 # %% ../../nbs/describe/14_compositional.ipynb #d3c4aa4e
-def _failures(recording, layer, units, active, table):
-    """What is recorded of the units without a formula."""
-    finite = finite_units(recording[layer][:, units], layer)
-    empty = table[(table.length == 1) & (table["rank"] == 0)].iou.isna().values
-    why = ["the unit is NaN or infinite on some images", "the unit never exceeds its threshold", "the unit is nowhere active on an annotated concept"]
-    outcome = np.select([~finite, ~active], [0, 1], 2)
-    return [{"layer": layer, "unit": int(unit), "step": "search", "reason": why[number]} for unit, number in zip(units[empty], outcome[empty])]
+def _reason(unit, finite, found, names):
+    """Why a unit, by its place among those searched, has no description; empty text if it has one."""
+    if not finite[unit]:
+        return "the unit is NaN or infinite on some images"
+    if not found["active"][unit]:
+        return "the unit never exceeds its threshold"
+    if np.isnan(found["iou"][unit, -1, 0]):
+        return "the unit is nowhere active on an annotated concept"
+    rival = _text(found["rival"][unit], names)
+    return tied([_text(found["terms"][unit, -1, 0], names), rival], 2) if rival else ""
 
 
 def _refuse_formula(name):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'describe_frame', 'trace_frame', 'joined_frames', 'replaced', 'chosen_units', 'finite_units',
-           'unit_reasons', 'failures_of', 'kept', 'write_descriptions', 'read_descriptions']
+           'unit_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'write_descriptions', 'read_descriptions']
 
 # %% ../../nbs/describe/01_descriptions.ipynb #b6028b88
 import csv
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..basics import cache_folder, choose
+from ..basics import cache_folder, choose, replacing
 
 # %% ../../nbs/describe/01_descriptions.ipynb #753345f9
 COLUMNS = ["layer", "unit", "description", "score", "method"]
@@ -127,6 +127,15 @@ def unit_reasons(
     return np.select([~finite, alike], ["the unit is NaN or infinite on some images", np.array(same, dtype=object)], "")
 
 
+def tied(
+    names,  # of what fits equally well, two at least, str
+    count: int,  # how many there are
+) -> str:
+    """The reason of a unit whose description would be whichever stands first in a list."""
+    others = f" and {count - 2} more" if count > 2 else ""
+    return f"{names[0]!r} and {names[1]!r}{others} fit equally well, so that none of them can be told to be the right one"
+
+
 def failures_of(
     layer: str,
     units,  # (unit,) numbers
@@ -135,6 +144,15 @@ def failures_of(
 ) -> list:
     """The dicts layer, unit, step, reason of the units that have a reason."""
     return [{"layer": layer, "unit": int(unit), "step": step, "reason": reason} for unit, reason in zip(units, reasons) if reason]
+
+
+def without_failed(
+    table: pd.DataFrame,  # columns layer, unit; `.attrs["failures"]`
+    names,  # of the columns that say what a unit's description would be
+) -> pd.DataFrame:
+    """The table with nothing in these columns for the units that failed: evidence that decides nothing is no description."""
+    failed = pd.MultiIndex.from_frame(table[["layer", "unit"]]).isin([(one["layer"], one["unit"]) for one in table.attrs["failures"]])
+    return table.assign(**{name: table[name].where(~failed) for name in names})
 
 # %% ../../nbs/describe/01_descriptions.ipynb #a39701de
 def kept(
@@ -190,11 +208,9 @@ def write_descriptions(
     missing = [name for name in COLUMNS[:4] if name not in descriptions]
     if missing:
         raise ValueError(f"descriptions need the columns {', '.join(COLUMNS[:4])}; missing: {', '.join(missing)}")
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     table = descriptions[COLUMNS[:4]].rename(columns={"score": "similarity"})
-    table.assign(layer=table.layer.map(_guarded), description=table.description.map(_guarded)).to_csv(unfinished, index=False)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        table.assign(layer=table.layer.map(_guarded), description=table.description.map(_guarded)).to_csv(unfinished, index=False)
 
 # %% ../../nbs/describe/01_descriptions.ipynb #8e5cd4e3
 _KNOWN_AS = {

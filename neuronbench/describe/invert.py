@@ -15,7 +15,7 @@ import pandas as pd
 import xarray
 
 from ..basics import content_key
-from .descriptions import chosen_units, describe_frame, finite_units, kept
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons, without_failed
 from ..probe.recording import check_images
 
 # %% ../../nbs/describe/05_invert.ipynb #889c3204
@@ -87,7 +87,8 @@ def _extend(beam, rank_sums, counts, labels, within, images):
     scores[unchanged | ~_between(counts, within)] = -math.inf
     old = [candidate.auc if _between(candidate.count, within) else -math.inf for candidate in beam]
     merged = np.concatenate([old, scores.ravel()])
-    for position in np.argsort(-merged, kind="stable"):
+    lopsided = np.abs(np.concatenate([[candidate.count for candidate in beam], counts.ravel()]) - images / 2)
+    for position in np.lexsort((lopsided, np.arange(len(merged)) >= len(beam), -merged)):
         if merged[position] == -math.inf:
             return
         if position < len(beam):
@@ -118,6 +119,18 @@ def _distinct(candidates, beam_size):
         if len(kept_ones) == beam_size:
             break
     return kept_ones
+
+# %% ../../nbs/describe/05_invert.ipynb #rivcode
+def _rival(beam, labels):
+    """The terms of another formula that fits as well as the best of a beam; () where there is none. `labels` is (image, label) bool."""
+    best = beam[0]
+    for place, (join, label, negated) in enumerate(best.terms):
+        twins = np.flatnonzero((labels == labels[:, [label]]).all(0))
+        for twin in twins[twins != label][:1]:
+            return (*best.terms[:place], (join, int(twin), negated), *best.terms[place + 1 :])
+    other = beam[1] if len(beam) > 1 else best
+    same = other.auc == best.auc and abs(other.count - len(labels) / 2) == abs(best.count - len(labels) / 2)
+    return other.terms if same and other is not best and len(best.terms) == len(other.terms) == 1 else ()
 
 # %% ../../nbs/describe/05_invert.ipynb #cadd0dec
 def _search(ranks, labels, length, beam_size, within):
@@ -183,9 +196,9 @@ class INVERT:
     """INVERT (Bykov et al., NeurIPS 2023): call it on a recording to get descriptions; the score is the formula's AUC.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all
-    units of all layers if `units` is None. A unit with activations that are not finite has no description. Errors:
-    KeyError for a layer, ValueError for units that do not exist, images that are not the recorded ones, labels that do not
-    fit, and bounds that no formula can meet.
+    units of all layers if `units` is None. A unit has no description if it is not finite, the same on all images, or if
+    another formula fits equally well; `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer, ValueError for
+    units that do not exist, images that are not the recorded ones, labels that do not fit, and bounds that no formula can meet.
     """
 
     labels: object = field(default=None, repr=False)  # boolean DataFrame (image, label); the images' classes if None
@@ -201,35 +214,44 @@ class INVERT:
 
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         found = self.explain(recording, images, units)
-        _warn_of_chance(found)
-        return pd.concat([describe_frame(layer, table.unit, table.formula, table.auc, "INVERT")
-                          for layer, table in found.groupby("layer", sort=False)], ignore_index=True)
+        best = without_failed(found, ["formula", "auc", "p_value"])
+        _warn_of_chance(best)
+        tables = [describe_frame(layer, table.unit, table.formula, table.auc, "INVERT") for layer, table in best.groupby("layer", sort=False)]
+        return joined_frames(tables, found.attrs["failures"])
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
-        """The best formula of each unit: columns layer, unit, formula, auc, p_value, fraction (of images it is true of)."""
+        """The best formula of each unit: columns layer, unit, formula, auc, p_value, fraction (of images it is true of); the units
+        without a description are in `.attrs["failures"]`, also those with several formulas of this AUC."""
         check_images(recording, images)
         table = label_table(images, self.labels)
-        units = chosen_units(recording, units)
-        return pd.concat([self._explain(recording, table, layer, numbers) for layer, numbers in units.items()], ignore_index=True)
+        parts = [self._explain(recording, table, layer, numbers) for layer, numbers in chosen_units(recording, units).items()]
+        found = pd.concat([part for part, _ in parts], ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
+        found.attrs["failures"] = [failure for _, failures in parts for failure in failures]
+        return found
 
     def _explain(self, recording, table, layer, units):
+        """(table, failures) of the units of one layer."""
         activations = recording.pooled(layer, self.pool)
         labels = table.loc[activations.image.values]
-        finite = finite_units(activations[:, units], layer)
-        settings = (self.length, self.beam_size, self.min_fraction, self.max_fraction, self.pool)
-        key = content_key(_search, recording.fingerprint, layer, units, labels.values, settings)
-        best = kept("invert", key, lambda: self._best(activations.values[:, units], labels.values, finite))
-        formulas = [_formula(terms, labels.columns) for terms in best["terms"]]
-        return pd.DataFrame({"layer": layer, "unit": units, "formula": [str(one) if one.terms else None for one in formulas],
+        why = unit_reasons(activations[:, units])
+        settings = (self.length, self.beam_size, self.min_fraction, self.max_fraction, recording.pool_of(layer, self.pool))
+        key = content_key(_search, _rival, recording.fingerprint, layer, units, labels.values, settings)
+        best = kept("invert", key, lambda: self._best(activations.values[:, units], labels.values))
+        formulas, rivals = ([_formula(terms, labels.columns) for terms in best[name]] for name in ("terms", "rival"))
+        reasons = [reason or (tied([str(one), str(other)], 2) if other.terms else "") for reason, one, other in zip(why, formulas, rivals)]
+        rows = pd.DataFrame({"layer": layer, "unit": units, "formula": [str(one) if one.terms and not reason else None for one, reason in zip(formulas, why)],
                              **{name: best[name] for name in ("auc", "p_value", "fraction")}})
+        return rows, failures_of(layer, units, reasons, "search")
 
-    def _best(self, activations, labels, finite):
-        """Arrays over units of the best formula: "terms" (unit, length, 3), see `_formula`, "auc", "p_value", "fraction"."""
-        units = activations.shape[1]
-        best = {"terms": np.full((units, self.length, 3), -1), **{name: np.full(units, np.nan) for name in ("auc", "p_value", "fraction")}}
+    def _best(self, activations, labels):
+        """Arrays over units of the best formula: "terms" and "rival" (unit, length, 3), see `_formula` and `_rival`, "auc", "p_value", "fraction"."""
+        units, finite = activations.shape[1], np.isfinite(activations).all(0) & (len(labels) > 1)  # one image has no formula
+        best = {name: np.full((units, self.length, 3), -1) for name in ("terms", "rival")}
+        best |= {name: np.full(units, np.nan) for name in ("auc", "p_value", "fraction")}
         for unit, history in zip(np.flatnonzero(finite), self._searched(activations[:, finite], labels)):
             winner = history[-1][0]
-            best["terms"][unit, : len(winner.terms)] = [(join == "OR", label, no) for join, label, no in winner.terms]
+            for name, terms in (("terms", winner.terms), ("rival", _rival(history[-1], labels))):
+                best[name][unit, : len(terms)] = np.array([(join == "OR", label, no) for join, label, no in terms], np.int64).reshape(-1, 3)
             best["auc"][unit], best["fraction"][unit] = winner.auc, winner.count / len(labels)
             best["p_value"][unit] = p_value(activations[:, unit], winner.truth > 0)
         return best
@@ -250,9 +272,13 @@ class INVERT:
         activations = recording.pooled(layer, self.pool)
         labels = label_table(recording.images, self.labels).loc[activations.image.values]
         mine = activations[:, numbers]
-        history = next(self._searched(mine.values, labels.values)) if finite_units(mine, layer).all() else []
+        [failed] = self._explain(recording, label_table(recording.images, self.labels), layer, numbers)[1] or [{"reason": ""}]
+        history = next(self._searched(mine.values, labels.values)) if unit_reasons(mine)[0] == "" else []
         return INVERTTrace(layer, int(unit), recording.top(layer, unit, k, self.pool), _beam_table(history, labels), activations[:, unit],
-                           _truth(history, activations))
+                           _truth(history, activations), failed["reason"])
+
+
+_COLUMNS = ["layer", "unit", "formula", "auc", "p_value", "fraction"]
 
 # %% ../../nbs/describe/05_invert.ipynb #d84924c9
 def _bounds(images, min_fraction, max_fraction):
@@ -301,12 +327,15 @@ class INVERTTrace:
     formulas: pd.DataFrame  # length (up to), formula, auc, fraction; best first within a length; empty if the unit is not finite
     activations: xarray.DataArray  # (image,)
     truth: xarray.DataArray  # (image,) bool: where the best formula is true
+    reason: str  # why there is no description; empty if there is one
 
     @property
     def description(self):
         """The best formula's text, or None."""
+        if self.reason:
+            return None
         longest = self.formulas[self.formulas.length == self.formulas.length.max()]
-        return longest.formula.iloc[0] if len(longest) else None
+        return longest.formula.iloc[0]
 
 
 def _beam_table(history, labels):

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..basics import content_key
-from .descriptions import chosen_units, describe_frame, finite_units, joined_frames, kept
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied
 from ..probe.masks import Annotated, ConceptMasks, Segmented, concept_names, mask_batches, packed, unit_masks
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -63,7 +63,8 @@ class NetworkDissection:
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
     layers if `units` is None. A unit has a description even where its IoU is too low for a detector, see `explain`. A unit that is not
-    finite, never exceeds its threshold, or is nowhere active on a concept has none; `.attrs["failures"]` lists layer, unit, step and reason.
+    finite, never exceeds its threshold, is nowhere active on a concept, or overlaps equally with several has none; `.attrs["failures"]` lists
+    layer, unit, step and reason. The pooling decides only which images are a unit's exemplars.
     Errors: KeyError for a layer; ValueError for units that do not exist, images that are not the recorded ones or not the annotated ones.
     """
 
@@ -71,6 +72,7 @@ class NetworkDissection:
     segmenter: object = None  # has `categories`, `fingerprint` and `segment(images)`, see `Segmented`
     share: float = 0.005  # of a unit's activations that lie above its threshold
     min_iou: float = 0.04  # of a detector: its IoU is larger
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         if (self.annotations is None) == (self.segmenter is None):
@@ -99,10 +101,9 @@ class NetworkDissection:
     def _explain(self, recording, layer, units):
         """(table of the units of a layer, their failures)."""
         counts = self._counts(recording, layer)
-        reasons = _reasons(recording, layer, units, counts)
+        reasons = _reasons(recording.pooled(layer, self.pool)[:, units], units, counts, self._source.categories)
         table = _best_concepts(layer, units, counts, np.array(reasons) == "", self._source.categories)
-        failures = [{"layer": layer, "unit": int(unit), "step": "dissect", "reason": reason} for unit, reason in zip(units, reasons) if reason]
-        return table.assign(detector=table.iou > self.min_iou)[_COLUMNS], failures
+        return table.assign(detector=table.iou > self.min_iou)[_COLUMNS], failures_of(layer, units, reasons, "dissect")
 
     def _counts(self, recording, layer):
         """What `dissect` gives for a layer, from the cache if it is there."""
@@ -114,8 +115,8 @@ class NetworkDissection:
     def trace(self, recording, layer: str, unit: int, k: int = 10) -> "DissectionTrace":
         """Everything that led to one unit's description, with its `k` exemplars."""
         [(layer, [unit])] = chosen_units(recording, {layer: [unit]}).items()
-        counts, images = self._counts(recording, layer), recording.top(layer, unit, k)
-        [reason] = _reasons(recording, layer, np.array([unit]), counts)
+        counts, images = self._counts(recording, layer), recording.top(layer, unit, k, self.pool)
+        [reason] = _reasons(recording.pooled(layer, self.pool)[:, [unit]], [unit], counts, self._source.categories)
         return DissectionTrace(layer, int(unit), float(counts["thresholds"][unit]), _ranked_concepts(counts["iou"][unit], self._source.categories),
                                images, *_looked_at(recording, layer, self._source, images.image.tolist(), unit, counts["thresholds"]), reason)
 
@@ -154,13 +155,20 @@ def dissect(
     return {"iou": tally.iou(category_of), "active": active, "thresholds": thresholds}
 
 # %% ../../nbs/describe/13_network_dissection.ipynb #0f5c82d9
-def _reasons(recording, layer, units, counts):
-    """Why each unit has no description; empty text for one that has."""
-    finite = finite_units(recording[layer][:, units], layer)
+def _reasons(activations, units, counts, categories):
+    """Why each of the units has no description; empty text for one that has. `activations` is (image, unit) of these units."""
+    finite = np.isfinite(activations.values).all(0)
     some = counts["iou"][units].max(1) > 0
     why = ["the unit is NaN or infinite on some images", "the unit never exceeds its threshold", "the unit is nowhere active on an annotated concept", ""]
     outcome = np.select([~finite, ~counts["active"][units], ~some], [0, 1, 2], 3)
-    return [why[number] for number in outcome]
+    return [why[number] or _tie(counts["iou"][unit], categories) for number, unit in zip(outcome, units)]
+
+
+def _tie(iou, categories):
+    """The reason of a unit with the same IoU for concepts of different names; or an empty text."""
+    names = np.array(concept_names(categories)[0])[iou == iou.max()]
+    best = list(dict.fromkeys(names.tolist()))
+    return tied(best, len(best)) if len(best) > 1 else ""
 
 
 def _best_concepts(layer, units, counts, described, categories):
