@@ -215,6 +215,13 @@ def test_what_is_all_missing_is_not_kept(tmp_path, monkeypatch):
     assert kept("step", "key", lambda: pytest.fail("computed again"))["b"][1] == 1
 
 
+def test_what_is_all_missing_in_the_cache_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    (tmp_path / "step").mkdir()
+    np.savez(tmp_path / "step" / "key.npz", a=np.full(3, np.nan))
+    assert kept("step", "key", lambda: {"a": np.ones(3)})["a"].tolist() == [1, 1, 1]
+
+
 def test_common_words():
     words = nb.concept_set(3000)
     assert len(words) == len(set(words)) == 3000 and words[:2] == ["the", "to"]

@@ -150,6 +150,36 @@ def test_whole_call_is_quick_to_read():
     assert repr(recorded(noise(3))) == "Recording of 3 images: 1 (6 units), 4 (4 units)"
 
 
+def test_a_recording_is_handed_out_read_only():
+    recording = recorded(noise(12), pool=("mean", "max"))
+    kept = {pool: recording.pooled("1", pool).values.copy() for pool in ("mean", "max")}
+
+    def in_place(values):
+        values *= -1
+
+    def through_numpy(values):
+        values.values[0] = 0
+
+    def by_name(values):
+        values.loc[{"unit": 1}] = 0
+
+    def of_the_images(values):
+        values["image"].values[0] = 7
+
+    for change in (in_place, through_numpy, by_name, of_the_images):
+        for pool in kept:
+            with pytest.raises(ValueError, match="read-only"):
+                change(recording.pooled("1", pool))
+    mine = recording["1"]
+    mine.data = np.zeros_like(mine)  # gives this array other values, and the recording none
+    mine.attrs["note"] = "mine"
+    assert all(np.array_equal(recording.pooled("1", pool), values) for pool, values in kept.items()) and not recording["1"].attrs
+    assert recording["1"]["image"].values.tolist() == list(range(12))
+    changed = recording["1"].copy()
+    changed *= -1
+    assert np.array_equal(changed, -kept["mean"])
+
+
 # quantiles
 
 

@@ -163,15 +163,20 @@ def kept(
     """The arrays that `compute()` gives: read from the cache if they are there and sound, else computed, and kept unless one is NaN throughout."""
     path = cache_folder(step) / f"{key}.npz"
     arrays = _sound_arrays(path)
-    if arrays is not None:
+    if arrays is not None and not _missing(arrays):
         return arrays
     arrays = compute()
-    if any(array.dtype.kind == "f" and np.isnan(array).all() for array in map(np.asarray, arrays.values())):
+    if _missing(arrays):
         return arrays
     unfinished = path.with_name(f".{key}.{os.getpid()}.npz")
     np.savez(unfinished, **arrays)
     os.replace(unfinished, path)
     return arrays
+
+
+def _missing(arrays):
+    """Whether one of the arrays is NaN throughout."""
+    return any(array.dtype.kind == "f" and array.size and np.isnan(array).all() for array in map(np.asarray, arrays.values()))
 
 
 def _sound_arrays(path):

@@ -366,9 +366,9 @@ def stored_layouts(group) -> dict:
 class Recording(_Report):
     """The activations of every unit of the chosen layers on the probing set.
 
-    `recording[layer]`: xarray.DataArray (image, unit), mean-pooled. `layers`, `target`, `images`: what was recorded.
-    `layouts`: which axes of each layer
-    are image, unit and position; `pools`: how each layer was pooled, the default first. `fingerprint`: the key of everything that shaped it.
+    `recording[layer]`: xarray.DataArray (image, unit), pooled as the layer's default, read-only. `layers`, `target`, `images`: what was recorded.
+    `layouts`: which axes of each layer are image, unit and position; `pools`: how each layer was pooled, the default first.
+    `fingerprint`: the key of everything that shaped it.
     """
 
     def __init__(self, group, target: Target, images: ProbingSet, fingerprint: str):
@@ -386,14 +386,19 @@ class Recording(_Report):
         layer: str,
         pool: str | None = None,  # one of those recorded, "class", "mean" or "max"; the first if None
     ) -> xr.DataArray:
-        """Pooled activations (image, unit) float32; `image` is the position in the probing set, bad images are absent."""
+        """Pooled activations (image, unit) float32, read-only; `image` is the position in the probing set, bad images are absent.
+
+        Arithmetic in place is a ValueError: change a copy, `recording[layer].copy()`.
+        """
         pool = self.pool_of(layer, pool)
         if (layer, pool) not in self._loaded:
             rows = np.setdiff1d(np.arange(self.group.attrs["count"]), self._bad["index"])
             values = self.group[f"pooled/{layer}/{pool}"][:][rows]
             coords = {"image": rows, "unit": np.arange(values.shape[1])}
+            for array in (values, *coords.values()):
+                array.flags.writeable = False
             self._loaded[layer, pool] = xr.DataArray(values, coords, ("image", "unit"), name=f"{layer} ({pool})")
-        return self._loaded[layer, pool]
+        return self._loaded[layer, pool].copy(deep=False)  # whoever puts other values or attributes into it has them for himself
 
     def pool_of(
         self,
