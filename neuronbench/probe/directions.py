@@ -96,7 +96,7 @@ def _encoder(matrix, bias, relu, units, layer):
 
 def _floats(values):
     """A float32 tensor of its own on the CPU, from an array, a tensor or lists."""
-    return torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values)).detach().to("cpu", torch.float32, copy=True)
+    return torch.as_tensor(values if isinstance(values, torch.Tensor) else np.array(values)).detach().to("cpu", torch.float32, copy=True)
 
 
 def _check_module(module, units, layer):
@@ -182,7 +182,7 @@ def sparse_autoencoder(
         wrong = f"directions is {directions}" if directions < 1 else f"top_k is {top_k}"
         raise ValueError(f"{wrong}: expected at least one direction, and 1 to that many active ones")
     sae = _overcomplete()
-    device, data = torch.device(device or best_device()), TensorDataset(torch.as_tensor(vectors))
+    device, data = torch.device(device or best_device()), TensorDataset(torch.tensor(vectors))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         autoencoder = sae.TopKSAE(vectors.shape[1], directions, top_k, device=device)
