@@ -188,6 +188,138 @@ def test_what_the_server_will_not_take_is_not_asked_again(proxy, code):
     assert f"answered {code}: " in answer.error and "no such model" in answer.error and len(proxy.requests) == 1
 
 
+# What a server does not take
+
+
+def openai_says(name):
+    return {"error": {"message": f"Unsupported parameter: '{name}' is not supported with this model.", "type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}}
+
+
+def value_says(name):
+    return {"error": {"message": f"Unsupported value: '{name}' does not support 0.3 with this model. Only the default (1) value is supported.", "param": None}}
+
+
+def google_says(name):
+    return [{"error": {"code": 400, "message": f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.', "status": "INVALID_ARGUMENT"}}]
+
+
+def fastapi_says(name):
+    return {"detail": [{"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted", "input": {"temperature": 0.3, "seed": 0, "max_tokens": 8}}]}
+
+
+def vllm_says(name):
+    return {"object": "error", "message": f"[{{'type': 'extra_forbidden', 'loc': ('body', '{name}'), 'msg': 'Extra inputs are not permitted'}}]", "param": None, "code": 400}
+
+
+def plain_says(name):
+    return f"{name} is not supported"
+
+
+def refusing(*names, says=openai_says, code=400, reply=completion("fine")):
+    """A server that refuses these parameters, one after the other, and answers without them."""
+    def act(exchange):
+        refused = [name for name in names if name in json.loads(exchange.body)]
+        body = says(refused[0]) if refused else ""
+        (status(code, body if isinstance(body, str) else json.dumps(body)) if refused else reply)(exchange)
+
+    return act
+
+
+@pytest.mark.parametrize("code", [400, 422])
+@pytest.mark.parametrize("says", [openai_says, value_says, google_says, fastapi_says, vllm_says, plain_says])
+@pytest.mark.parametrize("name", ["temperature", "seed", "max_tokens"])
+def test_a_refused_parameter_is_left_out_and_said_once(proxy, name, says, code):
+    proxy.always = refusing(name, says=says, code=code)
+    chat = Chat("tiny", base_url=proxy.url)
+    with pytest.warns(UserWarning, match=f"does not take '{name}' for the model 'tiny': it is asked without") as said:
+        assert chat.answers([ask("a red boat")], progress=False)[0].text == "fine"
+        assert chat.answers([ask("a blue boat")], progress=False)[0].text == "fine"
+    assert len(said) == 1 and len(proxy.requests) == 3 and all(name not in sent for sent in proxy.requests[1:])
+    assert set(proxy.requests[0]) - {"max_tokens"} <= set(proxy.requests[1]) | {name}  # the others are still sent
+
+
+def test_the_limit_is_renamed_before_it_is_left_out(proxy):
+    proxy.always = refusing("max_tokens")
+    with pytest.warns(UserWarning, match="asked without, and with 'max_completion_tokens' instead"):
+        assert one(proxy).text == "fine"
+    assert proxy.requests[1]["max_completion_tokens"] == 8
+    proxy.always = refusing("max_tokens", "max_completion_tokens")
+    with pytest.warns(UserWarning, match="'max_completion_tokens', 'max_tokens' for the model 'tiny': it is asked without$"):
+        assert one(proxy, "a house").text == "fine"
+    assert len(proxy.requests) == 5
+
+
+def test_a_model_that_takes_nothing_is_asked_four_times_and_then_once(proxy):
+    proxy.always = refusing("temperature", "seed", "max_tokens", "max_completion_tokens")
+    chat = Chat("tiny", base_url=proxy.url)
+    with pytest.warns(UserWarning, match="'max_completion_tokens', 'max_tokens', 'seed', 'temperature'"):
+        assert chat.answers([ask("a")], progress=False)[0].text == "fine"
+    assert len(proxy.requests) == 5 and set(proxy.requests[-1]) == {"model", "messages"}
+    answers = chat.answers([ask(str(number)) for number in range(6)], progress=False)
+    assert [answer.text for answer in answers] == ["fine"] * 6 and len(proxy.requests) == 11
+
+
+@pytest.mark.parametrize("body", [
+    {"error": {"message": "unknown role in messages; temperature, seed and max_tokens were fine", "param": "messages"}},
+    {"error": {"message": "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens. Reduce max_tokens.", "param": None}},
+    {"error": {"message": "max_tokens is too large: 64. This model supports at most 32 completion tokens.", "param": "max_tokens"}},
+    {"detail": [{"type": "missing", "loc": ["body", "prompt"], "msg": "Field required", "input": {"temperature": 0.3, "seed": 0}}]},
+    {"error": {"message": "birdseed and seedlings, max_tokens_total"}}, "no such model", {"error": "bad"}, {"error": None}, [7], None,
+], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_refusal_of_a_parameter_is_not_asked_again(proxy, body):
+    proxy.always = status(400, body if isinstance(body, str) else json.dumps(body))
+    assert one(proxy, retries=3).error.startswith(f"{proxy.url} answered 400: ") and len(proxy.requests) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_refusal_that_is_none_is_not_remembered(proxy):
+    proxy.always = status(400, json.dumps({"error": {"message": "seed not understood"}}))
+    chat = Chat("tiny", base_url=proxy.url)
+    assert "seed not understood" in chat.answers([ask("a")], progress=False)[0].error and len(proxy.requests) == 2
+    proxy.always = completion("fine")
+    assert chat.answers([ask("a")], progress=False)[0].text == "fine" and "seed" in proxy.requests[-1]
+
+
+# No credit
+
+
+@pytest.mark.parametrize("fault", [
+    status(429, '{"error": {"message": "You exceeded your current quota.", "type": "insufficient_quota", "code": "insufficient_quota"}}'),
+    status(429, '{"error": {"message": "You exceeded your current quota.", "type": "insufficient_quota"}}', Retry_After="1"),
+    status(402, '{"error": {"message": "Insufficient Balance", "type": "unknown_error"}}'), status(402, "<html>pay</html>"),
+    status(400, '{"error": {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}}'),
+    status(400, '{"error": {"code": "billing_hard_limit_reached"}}'), status(403, '{"error": {"type": "insufficient_user_quota"}}'),
+], ids=range(7))
+def test_without_credit_everything_stops_at_once_and_what_was_answered_is_kept(proxy, fault):
+    proxy.faults, proxy.always = [completion("fine")] * 3, fault
+    requests = [ask(str(number)) for number in range(20)]
+    with pytest.raises(ConnectionError, match=f"^no credit is left at {proxy.url}; what was answered is kept") as caught:
+        Chat("tiny", base_url=proxy.url, concurrency=2).answers(requests, progress=False)
+    assert 4 <= len(proxy.requests) <= 5 and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    proxy.always = completion("later")
+    answers = Chat("tiny", base_url=proxy.url).answers(requests, progress=False)
+    assert sorted(answer.text for answer in answers) == ["fine"] * 3 + ["later"] * 17
+
+
+def test_what_is_in_flight_when_the_credit_ends_is_kept(proxy):
+    refused = threading.Event()
+
+    def last(exchange):
+        assert refused.wait(30)
+        completion("paid for")(exchange)
+
+    def no_credit(exchange):
+        status(429, '{"error": {"code": "insufficient_quota"}}')(exchange)
+        refused.set()
+
+    proxy.always = lambda exchange: (last if "slow" in exchange.body.decode() else no_credit)(exchange)
+    with pytest.raises(ConnectionError, match="no credit"):
+        Chat("tiny", base_url=proxy.url, concurrency=2).answers([ask("slow"), ask("b"), ask("c")], progress=False)
+    assert len(proxy.requests) == 2
+    assert Chat("tiny", base_url=proxy.url).answers([ask("slow")], progress=False)[0].text == "paid for"
+
+
 # What the server says
 
 

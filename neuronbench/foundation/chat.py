@@ -10,7 +10,10 @@ import asyncio
 import json
 import math
 import os
+import re
 import threading
+import warnings
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -195,14 +198,21 @@ def _run(coroutine, while_waiting):
 # %% ../../nbs/foundation/03_chat.ipynb #fbc3d43d
 async def _at_once(ask, requests, most, keep):
     """Ask all of {key: request}, `most` at a time; `ask` gives (answer, whether it is worth keeping), handed to `keep` as it comes."""
-    waiting = iter(requests.items())
+    waiting = deque(requests.items())
 
     async def in_turn():
-        for key, request in waiting:
-            answer, lasting = await ask(request)
-            keep({key: answer}, lasting)
+        while waiting:
+            key, request = waiting.popleft()
+            try:
+                answer, lasting = await ask(request)
+                keep({key: answer}, lasting)
+            except BaseException:
+                waiting.clear()
+                raise
 
-    await asyncio.gather(*(in_turn() for _ in range(min(most, len(requests)))))
+    ended = await asyncio.gather(*(in_turn() for _ in range(min(most, len(requests)))), return_exceptions=True)
+    for error in filter(None, ended):
+        raise error
 
 # %% ../../nbs/foundation/03_chat.ipynb #88840ced
 def _http_client(timeout):
@@ -218,8 +228,18 @@ def _http_client(timeout):
             raise httpx2.ReadTimeout("the body did not end", request=response.request) from error
         if response.is_success and not _is_json(response.content):
             raise httpx2.RemoteProtocolError("the body is not JSON", request=response.request)
+        if _no_credit(response.status_code, response.text):
+            response.headers["x-should-retry"] = "false"  # what the client goes by
 
     return openai.DefaultAsyncHttpx2Client(timeout=timeout, event_hooks={"response": [check]})
+
+
+_NO_CREDIT = re.compile("insufficient_(?:user_)?quota|insufficient[ _](?:balance|credit|funds)|billing_(?:hard_limit_reached|not_active)|credit balance is too low", re.I)
+
+
+def _no_credit(status, text):
+    """Whether a server's error says that the credit is used up (OpenAI, Azure, Anthropic, DeepSeek, OpenRouter)."""
+    return status == 402 or 400 <= status < 500 and bool(_NO_CREDIT.search(text))
 
 
 def _is_json(content):
@@ -289,23 +309,57 @@ def _checked(url):
         raise ValueError(f"base_url is {url.rpartition('@')[2][:80]!r}; expected an address such as 'http://localhost:8000/v1'")
     return url or None
 
+# %% ../../nbs/foundation/03_chat.ipynb #refusefn
+_LIMITS = ("max_tokens", "max_completion_tokens")  # the older name, and the one for which OpenAI gave it up
+
+
+def _sent(request, limits, refused):
+    """{name: value} sent beside the messages, without the names `refused`; `limits` are the names of the limit, best first."""
+    limit = next((name for name in limits if name not in refused), "")
+    values = {"temperature": request.temperature, "seed": request.seed, limit: request.max_tokens}
+    return {name: value for name, value in values.items() if name and name not in refused}
+
+
+def _complaint(error):
+    """What a server's error, the JSON below "error", is about: the parameter or the fields that it names, else its message."""
+    if not isinstance(error, dict):
+        return str(error)
+    if isinstance(fields := error.get("detail"), list):  # FastAPI's, which repeats the whole request beside
+        return " ".join(f"{field.get('loc')} {field.get('msg')}" for field in fields if isinstance(field, dict))
+    return str(error.get("param") or error.get("message") or error)
+
+
+def _refused(error, sent):
+    """Those of the names `sent` that an error of the openai package refuses. A limit that is only too large is not refused."""
+    if error.status_code not in (400, 422):
+        return set()
+    about = _complaint(error.body)
+    named = {name for name in sent if re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", about)}
+    return named - set(_LIMITS) if re.search("too (?:large|long)|context|at most|exceed", str(error.body)) else named
+
 # %% ../../nbs/foundation/03_chat.ipynb #84a249c1
-async def _body(client, model, request, server, timeout):
-    """(JSON of the answer, sentence about a failure, whether nothing could be reached at all); one of the first two is ""."""
+@dataclass(frozen=True)
+class _Failure:
+    """Why there is no body."""
+
+    sentence: str
+    refused: frozenset = frozenset()  # names of parameters that the server does not take
+    hopeless: bool = False  # whether it would be the same for every request
+
+
+async def _body(client, model, request, sent, server, timeout):
+    """(JSON of the answer, None) or ("", a `_Failure`); `sent` are the parameters beside the messages."""
     import openai
 
-    newer = str(client.base_url).startswith("https://api.openai.com")  # OpenAI renamed the limit, and other servers have not
-    limit = {"max_completion_tokens" if newer else "max_tokens": request.max_tokens}
     try:
-        raw = await client.chat.completions.with_raw_response.create(
-            model=model, messages=list(request.messages), temperature=request.temperature, seed=request.seed, **limit)
-        return _without_key(raw.text), "", False
+        raw = await client.chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **sent)
+        return _without_key(raw.text), None
     except openai.OpenAIError as error:
-        return "", *_failure(error, server, timeout)
+        return "", _failure(error, sent, server, timeout)
 
 
-def _failure(error, server, timeout):
-    """(one sentence, whether nothing could be reached at all) for an error of the openai package."""
+def _failure(error, sent, server, timeout):
+    """The `_Failure` of an error of the openai package."""
     import httpx2
     import openai
 
@@ -313,13 +367,16 @@ def _failure(error, server, timeout):
     tries = 1 + int(request.headers.get("x-stainless-retry-count", 0)) if request is not None else 1
     times = f" ({tries} tries)" if tries > 1 else ""
     if isinstance(error, openai.APIStatusError):
-        return f"{server} answered {error.status_code}{times}: {_quoted(_without_key(error.response.text))}", False
+        said = _quoted(_without_key(error.response.text))
+        if _no_credit(error.status_code, error.response.text):
+            return _Failure(f"no credit is left at {server}; what was answered is kept, add credit and run again: {said}", hopeless=True)
+        return _Failure(f"{server} answered {error.status_code}{times}: {said}", frozenset(_refused(error, sent)))
     if isinstance(error, openai.APITimeoutError):
-        return f"no answer from {server} within {timeout:g} s{times}", False
+        return _Failure(f"no answer from {server} within {timeout:g} s{times}")
     if isinstance(error.__cause__, httpx2.ConnectError):
-        return f"nothing can be reached at {server}{times}: is the server running, and the address right?", True
+        return _Failure(f"nothing can be reached at {server}{times}: is the server running, and the address right?", hopeless=True)
     reason = _quoted(_without_key(str(error.__cause__ or error)))
-    return f"the connection to {server} broke before a whole answer came{times}: {reason}", False
+    return _Failure(f"the connection to {server} broke before a whole answer came{times}: {reason}")
 
 # %% ../../nbs/foundation/03_chat.ipynb #78c47091
 def _characters(request):
@@ -334,8 +391,9 @@ class Chat(ChatModel):
     """A chat model behind an OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, `transformers serve` ...
 
     Errors, in `answers`: ValueError without `OPENAI_API_KEY` (not needed with `base_url`); ConnectionError if nothing can be
-    reached at the address, all retries through (what was answered before is kept). Asked again: 408, 409, 429, 5xx, timeouts,
-    lost connections, bodies that are not JSON. Not asked again: other 4xx, JSON of another shape, refusals, empty answers.
+    reached at the address, all retries through, or the credit is used up (what was answered before is kept). Asked again: 408,
+    409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and 400 and 422 that name a parameter, without it, with
+    one warning. Not asked again: other 4xx, JSON of another shape, refusals, empty answers.
     """
 
     def __init__(
@@ -356,6 +414,8 @@ class Chat(ChatModel):
         self.fingerprint = content_key("chat", self.name, self._base_url)
         self._server = _public(self._base_url) if self._base_url else "OpenAI"
         self._characters, self._tokens = 4, 1  # seen so far
+        newer = urlsplit(self._base_url or "https://api.openai.com").hostname == "api.openai.com"
+        self._limits, self._refused = _LIMITS[::-1] if newer else _LIMITS, frozenset()
 
     def __repr__(self):
         return f"Chat({self.name!r}, server={self._server!r})"
@@ -365,7 +425,18 @@ class Chat(ChatModel):
 
     def _send(self, requests, keep, show):
         _api_key(self._base_url)  # a missing key is an error of the caller's, raised here rather than in another thread
-        _run(self._ask_all(requests, keep), show)
+        known = self._refused
+        try:
+            _run(self._ask_all(requests, keep), show)
+        finally:
+            self._warn_of(self._refused - known)
+
+    def _warn_of(self, refused):
+        if refused:
+            names = ", ".join(map(repr, sorted(refused)))
+            instead = [name for name in self._limits if name not in self._refused] if refused & set(self._limits) else []
+            renamed = f", and with {instead[0]!r} instead" if instead else ""
+            warnings.warn(f"{self._server} does not take {names} for the model {self.name!r}: it is asked without{renamed}", stacklevel=5)
 
     async def _ask_all(self, requests, keep):
         import openai
@@ -377,13 +448,24 @@ class Chat(ChatModel):
 
     async def _ask(self, client, request):
         """(answer, whether it is worth keeping). Errors: ConnectionError, with nothing in its traceback that holds the key."""
-        body, failure, unreachable = await _body(client, self.name, request, self._server, self.timeout)
-        if unreachable:
-            raise ConnectionError(failure)
+        body, failure = await self._body(client, request)
+        if failure and failure.hopeless:
+            raise ConnectionError(failure.sentence)
         if failure:
-            return Answer("", failure, self.name), False
+            return Answer("", failure.sentence, self.name), False
         guess = self._prompt_tokens([request])[0]
         text, error, prompt_tokens, completion_tokens, lasting = _read(body, request, guess, self._server)
         text, error = _without_key(text), _without_key(error)  # JSON may have hidden it in escapes
         self._characters, self._tokens = self._characters + _characters(request), self._tokens + prompt_tokens
         return Answer(text, error, self.name, prompt_tokens, completion_tokens), lasting
+
+    async def _body(self, client, request):
+        """As the function `_body`, without the parameters that the server does not take: remembered when it answers without them."""
+        refused = self._refused
+        while True:
+            body, failure = await _body(client, self.name, request, _sent(request, self._limits, refused), self._server, self.timeout)
+            if failure is None:
+                self._refused |= refused
+            if failure is None or not failure.refused:
+                return body, failure
+            refused |= failure.refused  # one of the few that were sent: this ends
