@@ -4,15 +4,18 @@ import io
 import os
 import struct
 import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
-from torchvision.datasets import FakeData, ImageFolder
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import MNIST, FakeData, ImageFolder
 
 from neuronbench.probe.images import BadImage, ProbingSet, as_rgb, to_image
 
@@ -536,6 +539,160 @@ def test_a_datasets_own_labels_are_one_for_each_row():
     Known.ids = ["a"]
     with pytest.raises(ValueError, match="2 rows and 1 ids"):
         ProbingSet.from_dataset(Known([(picture(), 1)] * 2))
+
+
+# what a dataset's rows depend on
+
+
+class Opened:
+    """A dataset that keeps `files` in whatever form, and opens them when a row is looked at."""
+
+    def __init__(self, files, **settings):
+        self.data, self.samples = files, None
+        self.__dict__.update(settings)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        file = self.data.file[index] if isinstance(self.data, pd.DataFrame) else list(self.data)[index]
+        return Image.open(file).convert("RGB").point(lambda level: level // getattr(self, "divisor", 1)), 0
+
+
+def painted(files, *levels):
+    for file, level in zip(files, levels):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(file)
+
+
+def hugging_face(files):
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+
+
+def transformed(files):
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict({"file": files}).with_transform(lambda batch: {"photo": [Image.open(file) for file in batch["file"]]})
+
+
+KINDS = {
+    "list": Opened,
+    "tuple": lambda files: Opened(tuple(files)),
+    "dict": lambda files: Opened(dict.fromkeys(files)),
+    "array": lambda files: Opened(np.array(files)),
+    "objects": lambda files: Opened(np.array(files, dtype=object)),
+    "table": lambda files: Opened(pd.DataFrame({"file": files})),
+    "subset": lambda files: Subset(Opened(files), [1, 0]),
+    "chain": lambda files: ConcatDataset([Opened(files[:1]), Opened(files[1:])]),
+    "Hugging Face": hugging_face,
+    "Hugging Face, selected": lambda files: hugging_face(files).select([1]),
+    "Hugging Face, transformed": transformed,
+    "Hugging Face, as arrays": lambda files: hugging_face(files).with_format("numpy"),
+    "torchvision": lambda files: ImageFolder(Path(files[0]).parent.parent),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_a_dataset_names_are_seen_to_change(tmp_path, kind):
+    (tmp_path / "class").mkdir()
+    files = [str(tmp_path / "class" / f"{number}.png") for number in range(2)]
+    painted(files, 10, 20)
+    before = ProbingSet.from_dataset(KINDS[kind](files)).fingerprint
+    assert ProbingSet.from_dataset(KINDS[kind](files)).fingerprint == before
+    painted(files, 10, 200)
+    assert ProbingSet.from_dataset(KINDS[kind](files)).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_sets_of_the_same_shape_have_two_keys(tmp_path, kind):
+    keys = []
+    for folder in ("a/x", "b/y"):
+        (tmp_path / folder).mkdir(parents=True)
+        files = [str(tmp_path / folder / f"{number}.png") for number in range(2)]
+        painted(files, *((10, 20) if folder == "a/x" else (30, 40)))
+        keys.append(ProbingSet.from_dataset(KINDS[kind](files)).fingerprint)
+    assert keys[0] != keys[1]
+
+
+def test_settings_and_transforms_of_a_dataset_count(tmp_path):
+    (tmp_path / "c").mkdir()
+    files = [str(tmp_path / "c" / f"{number}.png") for number in range(2)]
+    painted(files, 100, 200)
+
+    class Darker(Subset):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0].point(lambda level: level // 2)
+
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    def scaled(by):
+        return ImageFolder(tmp_path, transform=lambda image: image.point(lambda level: level // by))
+
+    given = [Opened(files), Opened(files, divisor=3), Subset(Opened(files), [0, 1]), Darker(Opened(files), [0, 1])]
+    given += [ImageFolder(tmp_path), ImageFolder(tmp_path, loader=lambda path: Image.new("RGB", (4, 4))), scaled(5), scaled(7)]
+    given += [hugging_face(files), hugging_face(files).with_transform(lambda batch: {"image": [image.resize((4, 4)) for image in batch["image"]]})]
+    keys = [ProbingSet.from_dataset(dataset).fingerprint for dataset in given]
+    assert len(set(keys)) == len(keys)
+
+
+def test_arrays_and_lists_that_torchvision_keeps():
+    def kept(kind, data, **settings):
+        dataset = kind.__new__(kind)
+        dataset.__dict__.update(data=data, targets=[0] * len(data), transform=None, target_transform=None, **settings)
+        return ProbingSet.from_dataset(dataset)
+
+    first, second = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.ones(3, 8, 8, dtype=torch.uint8)
+    assert kept(MNIST, first).fingerprint == kept(MNIST, first.clone()).fingerprint != kept(MNIST, second).fingerprint
+    assert kept(MNIST, first)[2].size == (8, 8)
+
+
+def test_a_hugging_face_set_is_known_by_its_pictures(tmp_path):
+    pictures = [picture(1), picture(2)]
+    one, again = (rows_of({"image": pictures, "label": labels}, image="image", label="int64") for labels in ([0, 1], [1, 1]))
+    assert ProbingSet.from_dataset(one).fingerprint == ProbingSet.from_dataset(again).fingerprint
+    assert ProbingSet.from_dataset(one.select([1, 0])).fingerprint != ProbingSet.from_dataset(one).fingerprint
+    one.save_to_disk(tmp_path / "saved")
+    assert ProbingSet.from_dataset(type(one).load_from_disk(str(tmp_path / "saved"))).fingerprint == ProbingSet.from_dataset(one).fingerprint
+    missing = hugging_face([str(tmp_path / "nowhere.png")])
+    assert ProbingSet.from_dataset(missing).fingerprint and reason(ProbingSet.from_dataset(missing))
+
+
+def test_pictures_of_equal_indices_and_other_palettes_differ():
+    pixels, keys = Image.fromarray(np.array([[0, 1, 2]], "uint8")).convert("P"), []
+    for palette in ([255, 0, 0] * 3, [0, 255, 0] * 3):
+        pixels.putpalette(palette)
+        keys.append(ProbingSet.from_images([pixels.copy()]).fingerprint)
+    assert keys[0] != keys[1]
+
+
+def test_a_picture_that_is_drawn_on_is_seen_to_change():
+    one = picture()
+    images = ProbingSet.from_images([one])
+    before = images.fingerprint
+    one.putpixel((0, 0), (1, 2, 3))
+    assert images.fingerprint != before
+
+
+def test_a_dataset_with_one_open_file_gives_each_thread_its_own_pixels(tmp_path):
+    (tmp_path / "all").write_bytes(bytes(level for level in range(40) for _ in range(64)))
+
+    class Packed:
+        def __init__(self):
+            self.file = open(tmp_path / "all", "rb")
+
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, index):
+            self.file.seek(64 * index)
+            time.sleep(0.001)  # another thread may seek now
+            return np.frombuffer(self.file.read(64), np.uint8).reshape(8, 8)
+
+    packed = Packed()
+    with ThreadPoolExecutor(8) as pool:
+        levels = list(pool.map(lambda image: image.getpixel((0, 0))[0], pool.map(ProbingSet.from_dataset(packed).__getitem__, range(40))))
+    packed.file.close()
+    assert levels == list(range(40))
 
 
 # the fingerprint

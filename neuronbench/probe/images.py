@@ -12,9 +12,10 @@ import stat
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 import torch
@@ -232,11 +233,14 @@ def _picture(row):
 
 def _check_image_columns(dataset):
     """Errors: ValueError where a Hugging Face dataset says itself that several columns hold images and none is called image."""
-    features, form = getattr(dataset, "features", None), getattr(dataset, "format", {})
-    if isinstance(features, dict) and form.get("type") != "custom":  # a transform may give rows of any kind
-        names = [name for name in form["columns"] if type(features[name]).__name__ == "Image"]
-        if len(names) > 1:
+    if isinstance(getattr(dataset, "features", None), dict) and dataset.format["type"] != "custom":  # a transform may give rows of any kind
+        if len(names := _image_features(dataset)) > 1:
             _image_column(names, names)
+
+
+def _image_features(dataset):
+    """The columns of a Hugging Face dataset that hold images, of those that its rows show."""
+    return [name for name in dataset.format["columns"] if type(dataset.features[name]).__name__ == "Image"]
 
 
 def _image_column(names, columns):
@@ -348,33 +352,102 @@ def _hugging_face_labels(dataset):
 
 _WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 
-# %% ../../nbs/probe/01_images.ipynb #d9c7c99c
-def _dataset_fingerprint(dataset):
-    """A hash of the content of a dataset."""
-    for name in ("fingerprint", "_fingerprint"):
-        if isinstance(getattr(dataset, name, None), str):
-            return content_key(getattr(dataset, name))
-    transforms = [getattr(dataset, name, None) for name in ("transform", "transforms", "loader")]
-    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
-        return content_key(_dataset_fingerprint(dataset.dataset), list(dataset.indices))
-    if paths := _dataset_paths(dataset):
-        return content_key(_files_key(paths, paths), transforms)
-    if len(getattr(dataset, "data", ())) == len(dataset):
-        return content_key(dataset.data, transforms)
-    return content_key([_pixels_key(dataset, index) for index in range(len(dataset))])
+# %% ../../nbs/probe/01_images.ipynb #41534e99
+_one_reader = RLock()  # re-entrant: a dataset may itself look into a probing set
+
+
+def _load_file(paths, ids, index):
+    return read_image(paths[index], ids[index])
+
+
+def _load_row(dataset, index):
+    return _picture(dataset[index])
+
+
+def _load_row_alone(dataset, index):
+    with _one_reader:
+        picture = _picture(dataset[index])
+        if isinstance(dataset, (list, tuple)) and isinstance(picture, Image.Image):
+            picture.load()  # it was perhaps opened and not yet read, and may stand in the list twice
+        return picture
+
+
+def _load_picture(images, index):
+    with _one_reader:
+        return to_image(images[index])
+
+
+def _for_threads(dataset):
+    """Whether rows may be read by several threads at once: files, Arrow tables, and datasets that state what they hold by a fingerprint."""
+    if type(dataset) is torch.utils.data.Subset:
+        return _for_threads(dataset.dataset)
+    if isinstance(getattr(dataset, "features", None), dict):
+        return dataset.format["type"] != "custom"
+    own = type(dataset).__module__.startswith("torchvision.datasets.") and _dataset_paths(dataset)
+    return bool(own) or hasattr(type(dataset), "fingerprint")
 
 
 def _dataset_paths(dataset):
     """The files of torchvision's folder datasets, or an empty list."""
-    samples = getattr(dataset, "samples", None) or []
+    samples = getattr(dataset, "samples", None)
+    samples = samples if isinstance(samples, (list, tuple)) else []
     return [sample[0] for sample in samples if isinstance(sample, (tuple, list)) and isinstance(sample[0], str)]
 
+# %% ../../nbs/probe/01_images.ipynb #d9c7c99c
+def _dataset_fingerprint(dataset):
+    """A hash of what the rows of a dataset show."""
+    if isinstance(getattr(dataset, "fingerprint", None), str):
+        return content_key(dataset.fingerprint)
+    if type(dataset) is torch.utils.data.Subset:
+        return content_key(_dataset_fingerprint(dataset.dataset), list(dataset.indices))
+    return _torchvision_key(dataset) or _hugging_face_key(dataset) or _rows_key(partial(_load_row_alone, dataset), len(dataset))
 
-def _pixels_key(dataset, index):
+
+def _rows_key(load, count):
+    """A hash of the pixels that are recorded of every image, `load(position)`; a bad image counts by its reason."""
+    return content_key([_pixels_key(load, position) for position in range(count)])
+
+
+def _pixels_key(load, position):
     try:
-        return content_key(to_image(_picture(dataset[index])))
-    except Exception as error:  # a bad image counts by its reason; it is reported when it is recorded
+        return content_key(to_image(load(position)))
+    except Exception as error:  # it is reported when it is recorded
         return _reason(error)
+
+
+def _torchvision_key(dataset):
+    """A hash of the files or of the array of one of torchvision's own datasets; None if it is no such dataset or has a transform."""
+    kind, loader, data = type(dataset), getattr(dataset, "loader", None), getattr(dataset, "data", None)
+    changing = [getattr(dataset, name, None) for name in ("transform", "transforms")]
+    if not kind.__module__.startswith("torchvision.datasets.") or any(step is not None for step in changing):
+        return None
+    if (paths := _dataset_paths(dataset)) and getattr(loader, "__module__", "") == "torchvision.datasets.folder" and loader.__name__ == "default_loader":
+        return _files_key(paths, paths)
+    if isinstance(data, (np.ndarray, torch.Tensor)) and len(data) == len(dataset):
+        return content_key(kind.__name__, data)
+    return None
+
+# %% ../../nbs/probe/01_images.ipynb #hfkeycel
+def _hugging_face_key(dataset):
+    """A hash of the bytes, or of the files, of a Hugging Face image column; None if rows come from elsewhere or are transformed."""
+    if not isinstance(getattr(dataset, "features", None), dict) or dataset.format["type"] is not None:
+        return None
+    if len(names := _image_features(dataset)) == 0:
+        return None
+    name = _image_column(names, names)
+    feature = dataset.features[name]
+    stored = dataset.select_columns([name]).cast_column(name, replace(feature, decode=False))
+    digests = [_stored_digest(value) for batch in stored.iter(64) for value in batch[name]]
+    return None if None in digests else content_key("column", feature.mode, digests)
+
+
+def _stored_digest(value):
+    """Of {"bytes", "path"} as a Hugging Face column keeps an image; None for an address on the network, b"" for no image."""
+    if value is None:
+        return b""
+    if value["bytes"] is not None:
+        return hashlib.blake2b(value["bytes"]).digest()
+    return None if "://" in value["path"] else _file_digest(value["path"])
 
 # %% ../../nbs/probe/01_images.ipynb #82878168
 def _label_numbers(labels, count):
@@ -390,22 +463,6 @@ def _label_numbers(labels, count):
     if (numbers := _whole_numbers(labels)) is not None:
         return numbers, None
     raise TypeError("labels must be all whole numbers or all class names")
-
-# %% ../../nbs/probe/01_images.ipynb #41534e99
-_one_reader = Lock()  # a PIL image that was opened but not yet read must not be read by two threads
-
-
-def _load_file(paths, ids, index):
-    return read_image(paths[index], ids[index])
-
-
-def _load_row(dataset, index):
-    return _picture(dataset[index])
-
-
-def _load_picture(images, index):
-    with _one_reader:
-        return to_image(images[index])
 
 # %% ../../nbs/probe/01_images.ipynb #73b5c46a
 class _Sources:
@@ -445,7 +502,8 @@ class _Sources:
         ids = list(_dataset_paths(dataset) or range(len(dataset)) if ids is None else ids)
         if len(ids) != len(dataset):
             raise ValueError(f"the dataset has {len(dataset)} rows and {len(ids)} ids: expected one for each")
-        return cls(partial(_load_row, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
+        load = _load_row if _for_threads(dataset) else _load_row_alone
+        return cls(partial(load, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
 
     @classmethod
     def from_images(
@@ -465,7 +523,7 @@ class _Sources:
             kind = type(images[0]).__name__
             raise TypeError(f"a list of {kind} was given: expected PIL images, arrays or tensors; a dataset is read by ProbingSet.from_dataset")
         numbers, classes = _label_numbers(labels, len(images))
-        return cls(partial(_load_picture, images), range(len(images)), partial(content_key, images), numbers, classes)
+        return cls(partial(_load_picture, images), range(len(images)), partial(_rows_key, partial(_load_picture, images), len(images)), numbers, classes)
 
 # %% ../../nbs/probe/01_images.ipynb #ed6dd01d
 class ProbingSet(_Sources):
