@@ -327,9 +327,7 @@ def test_what_is_in_flight_when_the_credit_ends_is_kept(proxy):
     (completion(None, refusal="I cannot help with that."), "the model refused: 'I cannot help with that.'"),
     (completion("", "content_filter"), "the model refused: 'content filter'"),
     (completion("Some wor", "content_filter"), "the model refused: 'Some wor'"),
-    (completion(""), "the answer is empty (finish reason 'stop', max_tokens 8)"),
-    (completion("  \n ", "length"), "the answer is empty (finish reason 'length', max_tokens 8)"),
-], ids=["refusal", "filtered", "filtered half way", "empty", "blank"])
+], ids=["refusal", "filtered", "filtered half way"])
 def test_a_refusal_is_recorded_and_kept(proxy, fault, error):
     proxy.always = fault
     assert one(proxy, retries=3).error == error
@@ -338,8 +336,109 @@ def test_a_refusal_is_recorded_and_kept(proxy, fault, error):
     assert not other.cached and len(proxy.requests) == 2
 
 
+@pytest.mark.parametrize("content, message, error", [
+    ("", {}, "the answer is empty (finish reason 'stop', max_tokens 8)"),
+    ("  \n ", {}, "the answer is empty (finish reason 'stop', max_tokens 8)"), (None, {}, "the answer is empty (finish reason 'stop', max_tokens 8)"),
+    ([], {}, "the answer is empty (finish reason 'stop', max_tokens 8)"),
+    ("<think>They show boats and", {}, "the answer is nothing but thinking (finish reason 'stop', max_tokens 8)"),
+    ("<think>They show boats.</think>", {}, "the answer is nothing but thinking (finish reason 'stop', max_tokens 8)"),
+    (None, {"reasoning_content": "They show boats."}, "the answer is nothing but thinking (finish reason 'stop', max_tokens 8)"),
+    ([{"type": "thinking", "thinking": [{"type": "text", "text": "They"}]}], {}, "the answer is empty (finish reason 'stop', max_tokens 8)"),
+], ids=str)
+def test_an_empty_answer_is_never_kept(proxy, content, message, error):
+    proxy.always = completion(content, **message)
+    assert one(proxy, retries=3).error == error and len(proxy.requests) == 1
+    proxy.always = completion("fine")
+    assert one(proxy).text == "fine"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("<think>\n\n</think>\n\nsailboats", {}), ("<think>They show <b>boats</b>.</think>\n\nsailboats", {}), ("They show boats.\n</think>\nsailboats", {}),
+    ("<THINKING mode='x'>a</thinking > sailboats", {}), ("<reasoning>a\n<think>b</think>c</reasoning>sailboats", {}), ("sailboats<thought>am I sure", {}),
+    ("[THINK]hm[/THINK]sailboats", {}), ("<seed:think>hm</seed:think>sailboats", {}), ("a</think>b</think>sailboats", {}), ("<think>a</think>sail<think>b</think>boats", {}),
+    ("<think>" + "long " * 5000 + "</think>sailboats", {}), ("sailboats", {"reasoning_content": "They show boats."}), ("sailboats", {"reasoning": "They show boats."}),
+    ([{"type": "text", "text": "sailboats"}], {}), ([{"type": "text", "text": "sail"}, {"type": "output_text", "text": "boats"}], {}), (["sailboats"], {}),
+    ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "sailboats"}], {}), ([{"text": "<think>x</think>sailboats"}], {}),
+    ([{"type": "reasoning", "text": "They show boats."}, {"type": "text", "text": "sailboats"}], {}),
+], ids=lambda given: str(given)[:40])
+def test_thinking_is_no_part_of_an_answer_and_parts_are_read(proxy, content, message):
+    proxy.always = completion(content, **message)
+    assert [(one(proxy).text, one(proxy).text), len(proxy.requests)] == [("sailboats", "sailboats"), 1]
+
+
+def thinker(thoughts=300, opened=True, hidden=False, answer="sailboats"):
+    """A model that thinks for so many words before it answers, in one word, and is cut off at the limit; a token is a word here."""
+    def act(exchange):
+        asked = json.loads(exchange.body)
+        limit = asked.get("max_tokens", asked.get("max_completion_tokens", 10**9))
+        thinking = (["<think>"] if opened else []) + ["hm"] * thoughts + ["</think>"]
+        said = [*thinking, *answer.split()][:limit]
+        shown = said[len(thinking) :] if hidden else said
+        reason = "length" if limit < len(thinking) + len(answer.split()) else "stop"
+        completion(" ".join(shown), reason, usage={"prompt_tokens": 5, "completion_tokens": len(said)})(exchange)
+
+    return act
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_model_that_thinks_gets_room_for_it_once_it_is_known(proxy, hidden):
+    proxy.always = thinker(hidden=hidden)
+    chat = Chat("tiny", base_url=proxy.url, concurrency=1, thinking=1000)
+    answers = chat.answers([ask(str(number)) for number in range(4)], progress=False)
+    assert [answer.text for answer in answers] == ["sailboats"] * 4
+    assert [sent["max_tokens"] for sent in proxy.requests] == [8, 1008, 1008, 1008, 1008]
+    assert chat.usage.completion_tokens == 8 + 4 * 303 and chat.usage.prompt_tokens == 25
+    assert chat.estimate([ask("new")]).completion_tokens == 1008
+
+
+def test_thinking_that_the_prompt_opened_gets_room_once_its_end_was_seen(proxy):
+    proxy.faults = [thinker(3, opened=False)]
+    proxy.always = thinker(opened=False)
+    answers = Chat("tiny", base_url=proxy.url, concurrency=1).answers([ask(str(number)) for number in range(4)], progress=False)
+    assert [answer.text for answer in answers] == ["sailboats"] * 4 and len(proxy.requests) == 4
+
+
+def test_many_at_once_are_all_answered_after_thinking(proxy):
+    proxy.always = thinker()
+    answers = Chat("tiny", base_url=proxy.url).answers([ask(str(number)) for number in range(20)], progress=False)
+    assert [answer.text for answer in answers] == ["sailboats"] * 20 and len(proxy.requests) <= 28
+
+
+@pytest.mark.parametrize("kind", [{}, {"opened": False}, {"hidden": True}], ids=str)
+def test_thinking_without_an_end_is_never_a_label(proxy, kind):
+    proxy.always = thinker(2, **kind)
+    chat = Chat("tiny", base_url=proxy.url, concurrency=1, thinking=1000)
+    assert chat.answers([ask("short")], progress=False)[0].text == "sailboats"
+    proxy.requests.clear()
+    proxy.always = thinker(10**4, **kind)
+    answer = chat.answers([ask("endless")], progress=False)[0]
+    assert answer.text == "" and answer.error and len(proxy.requests) <= 2
+    proxy.always = thinker(**kind)
+    assert chat.answers([ask("endless")], progress=False)[0].text == "sailboats"
+
+
+@pytest.mark.parametrize("kind", [{}, {"hidden": True}], ids=str)
+def test_what_needs_more_room_than_there_is_says_so(proxy, kind):
+    proxy.always = thinker(10**4, **kind)
+    answer = one(proxy, thinking=100)
+    assert answer.text == "" and "finish reason 'length', max_tokens 8); with 100 tokens for thinking: the answer is" in answer.error
+    assert len(proxy.requests) == 2 and one(proxy, thinking=0).error and len(proxy.requests) == 3
+
+
+def test_a_long_answer_without_thinking_stays_as_it_is(proxy):
+    proxy.always = completion("a long ans", "length")
+    assert one(proxy).text == "a long ans" and len(proxy.requests) == 1
+
+
+def test_a_server_that_gives_no_more_room(proxy):
+    proxy.faults = [completion("", "length"), status(400, '{"error": {"message": "max_tokens is too large: 4104", "param": "max_tokens"}}')]
+    error = one(proxy).error
+    assert error.startswith("the answer is empty (finish reason 'length', max_tokens 8); with 4096 tokens for thinking: ") and "too large: 4104" in error
+
+
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '"text"', '{"choices": []}', '{"choices": [{}]}',
-                                  '{"choices": [{"message": {"content": 7}}]}', '{"choices": [{"message": {"content": "x"}}], "usage": 7}',
+                                  '{"choices": [{"message": {"content": 7}}]}', '{"choices": [{"message": {"content": [7]}}]}', '{"choices": [{"message": {"content": [{"text": 7}]}}]}',
+                                  '{"choices": [{"message": {"content": "x"}}], "usage": 7}',
                                   '{"error": {"message": "no credit"}}'])
 def test_json_of_another_shape_is_a_fault_of_the_server(proxy, body):
     proxy.always = text(body)
@@ -562,7 +661,7 @@ def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(monkeypatch
     assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
 
 
-@pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}], ids=str)
+@pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}, {"thinking": -1}], ids=str)
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError):
         Chat("tiny", **settings)
