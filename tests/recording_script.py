@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from neuronbench.probe.images import ProbingSet
-from neuronbench.probe.recording import StoreError, record
+from neuronbench.probe.recording import record
+from neuronbench.probe.store import StoreError
 from neuronbench.probe.target import Target
 
 COUNT = 256 * 5 + 40

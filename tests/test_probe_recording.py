@@ -19,7 +19,8 @@ from torch import nn
 
 import recording_script
 from neuronbench.probe.images import BadImage, ProbingSet
-from neuronbench.probe.recording import StoreError, record
+from neuronbench.probe.recording import record
+from neuronbench.probe.store import StoreError
 from neuronbench.probe.target import Target
 
 

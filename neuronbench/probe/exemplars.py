@@ -19,6 +19,7 @@ from ..basics import content_key
 from .images import BadImage, ProbingSet
 from .layout import maps
 from .recording import Recording, _checked_unit, _decoded
+from .store import ArrayPlan, StoreError, folder_of, locked, new_array, reading, write
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
 def _ranked(
@@ -84,20 +85,36 @@ def _place(maps, indices, gathered, wanted, units):
 def _kept_maps(recording, layer, units, wanted, images):
     """The maps of `wanted` (U, k) from beside the recording, gathered and stored there first if need be."""
     group, name = recording.group, f"exemplars/{content_key(layer, units, wanted)}"
-    if name in group and group[name].attrs.get("complete"):
-        return group[name][:]
-    maps = _gathered(recording.target.at(layer), images, wanted, units)
-    if maps is not None:
-        _keep(group, name, maps)
+    maps = _sound_maps(group, name)
+    if maps is None:
+        maps = _gathered(recording.target.at(layer), images, wanted, units)
+        if maps is not None:
+            _keep(group, name, maps)
     return maps
+
+
+def _sound_maps(group, name):
+    """The maps of that name, or None where they are missing, incomplete or damaged."""
+    try:
+        with reading(group, name) as array:
+            return array[:] if array.attrs.get("complete") == _mark(array) else None
+    except StoreError:
+        return None
+
+
+def _mark(array):
+    return content_key(array.shape, array.chunks, str(array.dtype))
 
 
 def _keep(group, name, maps):
     try:
-        array = group.create_array(name, data=maps, chunks=(1, *maps.shape[1:]), overwrite=True)
-        array.attrs["complete"] = True
+        with locked(folder_of(group), group.path):
+            if _sound_maps(group, name) is None:  # nobody else has kept them meanwhile
+                array = new_array(group, name, ArrayPlan(maps.shape, (1, *maps.shape[1:]), "float32", np.nan))
+                write(group, name, slice(None), maps)
+                array.attrs["complete"] = _mark(array)
     except OSError as error:  # a store that others may only read
-        warnings.warn(f"the maps cannot be kept beside the recording: {error.strerror or error}")
+        warnings.warn(f"the maps cannot be kept beside the recording: {getattr(error.__cause__, 'strerror', None) or error.strerror or error}")
 
 # %% ../../nbs/probe/04_exemplars.ipynb #7f7f44f6
 @dataclass(frozen=True)
