@@ -356,7 +356,7 @@ def test_a_unit_that_is_nan_everywhere_says_why(recording):
     tuner = listen(ScoringTuner(fake_method(), recording, "maps", 2))
     tuner.run()
     finished(tuner)
-    assert "NaN or infinite on every image" in last(tuner, "nothing")[0]["sentence"]
+    assert "NaN or infinite on some images" in last(tuner, "nothing")[0]["sentence"]
 
 
 def test_reasons_speak_the_terms_of_their_function():
@@ -503,7 +503,7 @@ def test_the_code_of_the_prompts_tuner_describes_the_units_the_same(prompts, rec
 def test_a_unit_that_fails_has_its_reason_in_the_table(prompts):
     prompts.chosen = "2, 3"
     run(prompts)
-    assert "NaN or infinite on every image" in prompts.rows[0]["after"]["reason"] and prompts.rows[1]["after"]["reason"] == ""
+    assert "NaN or infinite on some images" in prompts.rows[0]["after"]["reason"] and prompts.rows[1]["after"]["reason"] == ""
 
 
 def test_a_run_can_be_stopped_and_the_kernel_answers_meanwhile(recording, tmp_path):
@@ -604,7 +604,7 @@ def test_methods_run_in_parts_and_their_failures_have_reasons(recording):
     run(tuner)
     assert tuner.message == "" and tuner.rows[5]["answers"][0]["said"] and "NaN or infinite" in tuner.rows[2]["answers"][0]["reason"]
     page = tuner.page()
-    assert "NaN or infinite on every image" in page
+    assert "NaN or infinite on some images" in page
 
 
 def test_a_stopped_comparison_keeps_what_was_described(recording):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..basics import content_key
+from .descriptions import unit_reasons
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.images import ProbingSet
@@ -65,6 +66,7 @@ class Augmented:
     pictures: dict  # {position in the probing set: square PIL image} of the exemplars
     settings: CropSettings | None
     note: str  # why there are no crops; empty if there are
+    reason: str  # why the unit cannot be described, and nothing goes on; empty if it can
 
     @property
     def chosen(self) -> pd.DataFrame:
@@ -79,9 +81,9 @@ class Augmented:
         return [crop_steps(activation_map, self.pictures[int(image)].size, self.settings) for image, activation_map in zip(self.exemplars, self.maps)]
 
 
-def _why_none(maps, crops, layer, found):
-    if crops is None:
-        return "crops are switched off"
+def _why_none(maps, crops, layer, found, reason):
+    if reason or crops is None:
+        return reason or "crops are switched off"
     if maps is None:
         return f"layer {layer!r} has no spatial map, so there is nothing to crop"
     return "" if found else "no region of the activation maps stands out"
@@ -95,25 +97,27 @@ def augment(
     crops: CropSettings | None = CropSettings(),  # None for no crops
     size: int = 375,  # of the squares that exemplars are resized to, in pixels
     watch=None,  # callable: (crops done, crops to do)
-    look: LayerActivations | None = None,  # sees the crops; made of the recording's target, layer and first pooling if None
+    look: LayerActivations | None = None,  # sees the crops, and its pooling ranks the images; of the recording's target and the layer's default pooling if None
 ) -> list:
-    """An `Augmented` for each unit (Describe-and-Dissect, section 3.1); its union is empty for a unit that is finite on no image.
+    """An `Augmented` for each unit (Describe-and-Dissect, section 3.1); its union is empty for a unit that tells no images apart, see `unit_reasons`.
 
-    Each distinct crop is seen once by the target, in full batches, ever.
+    Each distinct crop is seen once by the target, in full batches, ever. Errors: those of `exemplars`.
     """
-    best, pictures = exemplar_pictures(recording, layer, units, k, size)
-    boxes = _boxes(best, size, crops)
-    wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
     look = look or LayerActivations(recording.target, layer, recording.pool_of(layer))
+    pool = recording.pool_of(layer, look.pool)
+    best, pictures = exemplar_pictures(recording, layer, units, k, size, pool)
+    reasons = unit_reasons(recording.pooled(layer, pool)[:, best.units])
+    boxes = {row: [] if reasons[row] else own for row, own in _boxes(best, size, crops).items()}
+    wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
     values = _record_crops(recording, look, pictures, wanted, size, watch)
-    return [_augmented(best, row, boxes[row], {pair: values[pair][unit] for pair in boxes[row]}, pictures, k, crops)
+    return [_augmented(best, row, boxes[row], {pair: values[pair][unit] for pair in boxes[row]}, pictures, k, crops, str(reasons[row]))
             for row, unit in enumerate(best.units)]
 
 
-def _augmented(best, row, boxes, values, pictures, k, crops):
+def _augmented(best, row, boxes, values, pictures, k, crops, reason):
     positions = best.images[row][best.images[row] >= 0]
-    union = _union(positions, best.activations[row], boxes, values, k)
+    union = _union([] if reason else positions, best.activations[row], boxes, values, k)
     images = [cut(pictures[image], box).image if box else pictures[image] for image, box in union[union.chosen][["image", "box"]].values]
     maps = None if best.maps is None else best.maps[row][: len(positions)]
     own = {int(image): pictures[int(image)] for image in positions}
-    return Augmented(positions, maps, union, images, own, crops, _why_none(maps, crops, best.layer, boxes))
+    return Augmented(positions, maps, union, images, own, crops, _why_none(maps, crops, best.layer, boxes, reason), reason)

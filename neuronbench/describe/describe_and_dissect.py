@@ -47,8 +47,8 @@ class DescribeAndDissect:
     """Describe-and-Dissect (Bai et al., TMLR 2025): call it on a recording to get descriptions.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None; with `labels` above 1 a unit may have several rows, best first. A unit that fails at some step has no
-    description; `.attrs["failures"]` lists layer, unit, step and reason. `watch(step, done, total)` is called between batches and may raise
+    layers if `units` is None; with `labels` above 1 a unit may have several rows, best first. A unit that fails at some step, or that
+    is not finite or the same on all images or on all painted ones, has no description; `.attrs["failures"]` lists layer, unit, step and reason. `watch(step, done, total)` is called between batches and may raise
     to stop; the next call continues. Errors: KeyError or ValueError for settings, layers, units and images that do not fit.
     """
 
@@ -70,6 +70,7 @@ class DescribeAndDissect:
     t: int = 10
     labels: int = 1  # at most so many for each unit, 1 to 3
     seed: int = 0  # of the orders in which captions are shown, and of the requests
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         for name in ("exemplars", "image_size", "candidates", "images_per_candidate"):
@@ -98,7 +99,7 @@ class DescribeAndDissect:
         """A `Trace` for each unit, in order; a few hundred units fit in memory."""
         [(layer, units)] = chosen_units(recording, {layer: units}).items()
         watch = watch or StepBars()
-        look = LayerActivations(recording.target, layer, recording.pool_of(layer))
+        look = LayerActivations(recording.target, layer, recording.pool_of(layer, self.pool))
         augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), look)
         found = self._candidates(augmented, watch)
         studio = Studio(self.painter, self.clip, look, self.images_per_candidate) if self.select else None

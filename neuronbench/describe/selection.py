@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..basics import ContentStore, cache_folder, content_key
+from .descriptions import all_alike
 from .scoring import candidate_scores
 from ..probe.activations import LayerActivations
 
@@ -25,6 +26,11 @@ def _packed(array):
 
 def _unpacked(content):
     return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _tells(seen):
+    """Whether (activations, ...) of a prompt has a finite activation; what is all missing is neither kept nor trusted."""
+    return bool(np.isfinite(seen[0]).any())
 
 # %% ../../nbs/describe/10_selection.ipynb #bc39eaf6
 @dataclass(eq=False)
@@ -57,6 +63,7 @@ class Studio:
         for prompt in prompts:
             if all(key in known for key in self._keys(prompt)):
                 found[prompt] = tuple(_unpacked(known[key]) for key in self._keys(prompt))
+        found = {prompt: seen for prompt, seen in found.items() if _tells(seen)}
         missing = [prompt for prompt in prompts if prompt not in found]
         for start in range(0, len(missing), self.group):
             found |= self._look_at(missing[start : start + self.group])
@@ -68,13 +75,13 @@ class Studio:
         return [content_key(seen, prompt) for seen in self._seen]
 
     def _look_at(self, prompts):
-        """{prompt: (activations, embeddings)} of prompts that are not known; what was painted is kept."""
+        """{prompt: (activations, embeddings)} of prompts that are not known; what they tell is kept."""
         painted = self._paint(prompts)
         images = [image for own in painted for image in own]
         both = [self.activations(images)] + ([] if self.clip is None else [self.clip.embed_images(images, progress=False)])
         ends = np.cumsum([len(own) for own in painted])[:-1]
         looked = dict(zip(prompts, zip(*(np.split(values, ends) for values in both), strict=True), strict=True))
-        lasting = {prompt: seen for prompt, seen in looked.items() if prompt not in self.problems}
+        lasting = {prompt: seen for prompt, seen in looked.items() if _tells(seen)}
         self._store.put({key: _packed(values) for prompt, seen in lasting.items() for key, values in zip(self._keys(prompt), seen)})
         return looked
 
@@ -94,11 +101,19 @@ class Painted:
     """What a unit made of the painted images of its candidates, Q for each; rows in the order of `prompts`."""
 
     prompts: dict  # {candidate: what the painter was told}
-    activations: np.ndarray  # (candidate, Q) float32; NaN where there is no image
+    activations: np.ndarray  # (candidate, Q) float32; NaN where there is no image, or for a candidate with any that is not finite
     embeddings: np.ndarray  # (candidate, Q, dim) float32 CLIP embeddings; 0 where there is no image
     exemplars: np.ndarray  # (image, dim) CLIP embeddings of the exemplars and crops that were captioned
     texts: np.ndarray  # (candidate, dim) CLIP embeddings of the candidates
-    problems: dict  # {candidate: why it has no image}
+    problems: dict  # {candidate: why its images cannot be used}
+
+    @property
+    def reason(self) -> str:
+        """Why the unit prefers none of its candidates, where there are several; empty if it can."""
+        seen = self.activations[np.isfinite(self.activations)]
+        if len(self.prompts) - len(self.problems) < 2 or not all_alike(seen[:, None])[0]:
+            return ""
+        return f"the unit is {seen[0]:.4g} on every painted image, so that it prefers no candidate"
 
     def scores(self, scoring="topk_squared_image_products", beta: int = 5, t: int = 10) -> np.ndarray:
         """(candidate,), NaN without images. Errors: see `candidate_scores`."""
@@ -118,11 +133,18 @@ def painted_by(
     embeddings = np.zeros((*activations.shape, exemplars.shape[1]), np.float32)
     for row, prompt in enumerate(prompts.values()):
         values, vectors = looked[prompt]
-        if len(values):
+        if len(values) and np.isfinite(values[:, unit]).all():
             activations[row, : len(values)], embeddings[row, : len(values)] = values[:, unit], vectors
-    blank = {name: studio.problems.get(prompt, "the painter gave no image, e.g. because a safety filter blacked them out")
-             for row, (name, prompt) in enumerate(prompts.items()) if np.isnan(activations[row]).all()}
-    return Painted(dict(prompts), activations, embeddings, exemplars, texts, blank)
+    problems = {name: _problem(studio, prompt, looked[prompt][0])
+                for row, (name, prompt) in enumerate(prompts.items()) if np.isnan(activations[row]).all()}
+    return Painted(dict(prompts), activations, embeddings, exemplars, texts, problems)
+
+
+def _problem(studio, prompt, values):
+    """Why nothing is known of a candidate."""
+    if len(values):
+        return "the unit is NaN or infinite on some of its painted images"
+    return studio.problems.get(prompt, "the painter gave no image, e.g. because a safety filter blacked them out")
 
 # %% ../../nbs/describe/10_selection.ipynb #392a4250
 _KEPT, _ALIKE = 3, 0.81  # candidates kept; text cosine above which two labels say the same

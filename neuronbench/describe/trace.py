@@ -37,14 +37,16 @@ class Choice:
 def _outcome(augmented, found, painted, choice):
     """(order of the candidates, scores, None or (step, reason))."""
     nothing = np.full(len(found.candidates), np.nan)
-    if not len(augmented.union):
-        return [], nothing, ("exemplars", "the unit is NaN or infinite on every image")
+    if augmented.reason:
+        return [], nothing, ("exemplars", augmented.reason)
     if found.failure:
         return [], nothing, ("candidates", found.failure)
     if painted is None:  # no concept selection: the first candidate wins
         return list(range(len(found.candidates))), nothing, None
     if len(painted.problems) == len(found.candidates):
         return [], nothing, ("paint", next(iter(painted.problems.values())))
+    if painted.reason:
+        return [], nothing, ("score", painted.reason)
     try:
         scores = painted.scores(choice.scoring, choice.beta, choice.t)
     except ValueError as error:  # of a function of one's own
