@@ -33,7 +33,7 @@ def best_concepts(
     count: int = 20,  # concepts to keep for each unit; all if there are fewer
 ) -> dict:
     """{"concepts": (unit, count) positions, best first, "scores": (unit, count), "equal": (unit,) how many are as good as the best} for finite activations."""
-    scores = Cosines(torch.as_tensor(images, device=device), torch.as_tensor(texts, device=device))
+    scores = Cosines(*(torch.as_tensor(part, dtype=torch.float32, device=device) for part in (images, texts)))
     if similarity not in SIMILARITIES.values():
         scores = scores[:, :]  # a function of the user's own gets the whole matrix
     activations = torch.tensor(activations, device=device)
