@@ -7,6 +7,7 @@ __all__ = ['BadImage', 'as_rgb', 'read_image', 'to_image', 'ProbingSet']
 
 # %% ../../nbs/probe/01_images.ipynb #ee52caed
 import hashlib
+import numbers
 import os
 import stat
 import warnings
@@ -17,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from threading import RLock
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..basics import content_key
 
@@ -36,10 +38,12 @@ class BadImage(Exception):
 
 # %% ../../nbs/probe/01_images.ipynb #681ecf2d
 _FULL_SCALE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1.0}
+_NARROW = "range seen"  # in the info of a picture: (lowest, highest) of 16-bit pixels that leave the upper half of their range empty
 
 
 def as_rgb(
     image: Image.Image,  # any mode, any number of frames (the first is taken)
+    value_range=None,  # (black, white) of pixels with more than 8 bits; (0, 65535), or (0, 1) for floats, if None; what lies beyond is cut off
 ) -> Image.Image:
     """`image` as 8-bit RGB, turned as its EXIF orientation says, transparency laid on white, 16-bit pixels scaled.
 
@@ -47,18 +51,23 @@ def as_rgb(
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in _FULL_SCALE:
-        return _scaled(image).convert("RGB")
+        return _grey_levels(np.asarray(image), _FULL_SCALE[image.mode], value_range).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _scaled(image):
-    pixels, full = np.asarray(image).astype("float64"), _FULL_SCALE[image.mode]
-    if not ((pixels >= 0) & (pixels <= full)).all():
-        raise ValueError(f"its pixels (mode {image.mode}) lie outside 0..{full}, so their range is not known")
-    return Image.fromarray(np.round(pixels * (255 / full)).astype("uint8"))
+def _grey_levels(pixels, full, value_range):
+    """`pixels` (H, W) or (H, W, C) from 0..full, or from `value_range`, as an 8-bit image."""
+    low, high = value_range or (0, full)
+    seen = pixels.min(), pixels.max()
+    if not np.isfinite(seen).all() or (value_range is None and (seen[0] < 0 or seen[1] > full)):
+        raise ValueError(f"pixels from {seen[0]} to {seen[1]} lie outside 0..{full}: give images before any normalisation, or value_range=(black, white)")
+    image = Image.fromarray(np.rint(((pixels.astype("float64") - low) / (high - low)).clip(0, 1) * 255).astype("uint8"))
+    if value_range is None and full == 65535 and 0 < seen[1] < 32768:
+        image.info[_NARROW] = seen
+    return image
 
 # %% ../../nbs/probe/01_images.ipynb #00c56247
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
@@ -68,6 +77,7 @@ _SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if
 def read_image(
     path: Path,  # an image file
     id: str = "",  # its name in the probing set; the path if empty
+    value_range=None,  # see `as_rgb`
 ) -> Image.Image:
     """The file as an RGB image (see `as_rgb`). Errors: BadImage for anything that cannot be read as one."""
     try:
@@ -76,9 +86,32 @@ def read_image(
             raise ValueError("empty file (0 bytes)")
         with Image.open(path, formats=_FORMATS) as image:
             _refuse_bomb(image)
-            return as_rgb(image)
+            return _wide_colours(path, image, value_range) if _is_wide(image) else as_rgb(image, value_range)
     except Exception as error:  # decoders raise anything at all on malformed bytes
         raise BadImage(id or str(path), _reason(error)) from error
+
+
+def _is_wide(image):
+    """Whether the file has colours of 16 bits, of which Pillow gives the upper eight."""
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _wide_colours(path, image, value_range):
+    """The picture of a file with colours of 16 bits, as `as_rgb` makes it of grey ones."""
+    if value_range is None:
+        picture = as_rgb(image)
+        low, high = np.asarray(picture).min(), np.asarray(picture).max()
+        if 0 < high < 128:
+            picture.info[_NARROW] = (256 * int(low), 256 * int(high) + 255)
+        return picture
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("its colours of 16 bits cannot be read, so value_range cannot be applied: save it as PNG")
+    colours = _grey_levels(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB), 65535, value_range)
+    if pixels.shape[-1] == 4:
+        colours.putalpha(Image.fromarray((pixels[..., 3] >> 8).astype("uint8")))
+    colours.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return as_rgb(colours)
 
 
 def _refuse_odd(path):
@@ -108,33 +141,33 @@ def _reason(error):
 # %% ../../nbs/probe/01_images.ipynb #2272b603
 def to_image(
     value,  # PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch tensor (3, H, W) or (1, H, W)
+    value_range=None,  # see `as_rgb`
 ) -> Image.Image:
-    """`value` as an RGB image; arrays hold whole numbers of 8 or 16 bits, truth values, or floats in 0..1.
+    """`value` as an RGB image; arrays hold whole numbers of 8 or 16 bits, truth values, or floats in 0..1, unless `value_range` says otherwise.
 
     Errors: ValueError or TypeError that says what was given.
     """
     if isinstance(value, Image.Image):
-        return as_rgb(value)
+        return as_rgb(value, value_range)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().movedim(0, -1).numpy() if value.ndim == 3 else value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"expected a PIL image, a numpy array or a torch tensor, not {type(value).__name__}")
-    return as_rgb(Image.fromarray(_bytes(value)))
+    return as_rgb(_levels(value, value_range))
 
 
-def _bytes(pixels):
-    """(H,W), (H,W,3) or (H,W,4) uint8 from whole numbers of 8 or 16 bits, truth values, or floats in 0..1."""
+def _levels(pixels, value_range):
+    """An 8-bit image of an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
         raise ValueError(f"an array of shape {pixels.shape} is not an image: expected (H, W), (H, W, 3) or (H, W, 4)")
-    full = {"f": 1.0, "b": 1}.get(pixels.dtype.kind, 65535 if pixels.dtype.itemsize == 2 else 255)
     if pixels.dtype == np.uint8:
-        return pixels
-    if not ((pixels >= 0) & (pixels <= full)).all():
-        given = f"pixels from {pixels.min()} to {pixels.max()}"
-        raise ValueError(f"{given} lie outside 0..{full}: give images before any normalisation")
-    return np.round(pixels * (255.0 / full)).astype("uint8")
+        return Image.fromarray(pixels)
+    if pixels.dtype.kind == "b":
+        return Image.fromarray(pixels.astype("uint8") * 255)
+    full = 1.0 if pixels.dtype.kind == "f" else 65535 if pixels.dtype.itemsize == 2 else 255
+    return _grey_levels(pixels, full, value_range)
 
 # %% ../../nbs/probe/01_images.ipynb #ed75e720
 def _files_key(paths, ids):
@@ -356,8 +389,8 @@ _WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32",
 _one_reader = RLock()  # re-entrant: a dataset may itself look into a probing set
 
 
-def _load_file(paths, ids, index):
-    return read_image(paths[index], ids[index])
+def _load_file(paths, ids, index, value_range=None):
+    return read_image(paths[index], ids[index], value_range)
 
 
 def _load_row(dataset, index):
@@ -374,7 +407,9 @@ def _load_row_alone(dataset, index):
 
 def _load_picture(images, index):
     with _one_reader:
-        return to_image(images[index])
+        if isinstance(images[index], Image.Image):
+            images[index].load()
+        return images[index]
 
 
 def _for_threads(dataset):
@@ -393,6 +428,16 @@ def _dataset_paths(dataset):
     samples = samples if isinstance(samples, (list, tuple)) else []
     return [sample[0] for sample in samples if isinstance(sample, (tuple, list)) and isinstance(sample[0], str)]
 
+# %% ../../nbs/probe/01_images.ipynb #rangeche
+def _checked_range(value_range):
+    """(black, white) as two floats, or None. Errors: ValueError."""
+    if value_range is None:
+        return None
+    given = tuple(value_range) if isinstance(value_range, (tuple, list, np.ndarray)) else ()
+    if len(given) != 2 or not all(isinstance(value, numbers.Real) and np.isfinite(value) for value in given) or not given[0] < given[1]:
+        raise ValueError(f"value_range is {value_range!r}: expected the pixel values of black and of white, e.g. (0, 4095)")
+    return float(given[0]), float(given[1])
+
 # %% ../../nbs/probe/01_images.ipynb #d9c7c99c
 def _dataset_fingerprint(dataset):
     """A hash of what the rows of a dataset show."""
@@ -404,13 +449,15 @@ def _dataset_fingerprint(dataset):
 
 
 def _rows_key(load, count):
-    """A hash of the pixels that are recorded of every image, `load(position)`; a bad image counts by its reason."""
+    """A hash of every image, `load(position)`; a bad image counts by its reason."""
     return content_key([_pixels_key(load, position) for position in range(count)])
 
 
 def _pixels_key(load, position):
     try:
-        return content_key(to_image(load(position)))
+        value = load(position)
+        wide = not isinstance(value, Image.Image) or value.mode in _FULL_SCALE
+        return content_key(value if wide else as_rgb(value))  # the eight bits that are shown of a wide picture depend on value_range
     except Exception as error:  # it is reported when it is recorded
         return _reason(error)
 
@@ -472,6 +519,7 @@ class _Sources:
     def from_folder(
         cls,
         path,  # a folder of images, or of one folder per class
+        value_range=None,  # (black, white) of pixels with more than 8 bits, e.g. (0, 4095) for scans of 12 bits; all that a file can hold if None
     ):
         """All image files below `path`, in sorted order; each id is the path relative to it.
 
@@ -481,12 +529,14 @@ class _Sources:
         folder = Path(os.path.abspath(path))  # the working folder may change later
         ids = _image_files(folder)
         paths = [folder / id for id in ids]
-        return cls(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids), *_folder_labels(ids))
+        load = partial(_load_file, paths, ids, value_range=value_range)
+        return cls(load, ids, partial(_files_key, paths, ids), *_folder_labels(ids), value_range)
 
     @classmethod
     def from_dataset(
         cls,
         dataset,  # torchvision or Hugging Face dataset, or anything with a length and rows
+        value_range=None,  # see `from_folder`; Pillow opens a colour file with the upper 8 of 16 bits, of which it says nothing
     ):
         """The images of a dataset whose rows are images, (image, label) pairs or dictionaries with an image in them.
 
@@ -503,13 +553,14 @@ class _Sources:
         if len(ids) != len(dataset):
             raise ValueError(f"the dataset has {len(dataset)} rows and {len(ids)} ids: expected one for each")
         load = _load_row if _for_threads(dataset) else _load_row_alone
-        return cls(partial(load, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset))
+        return cls(partial(load, dataset), ids, partial(_dataset_fingerprint, dataset), *_dataset_labels(dataset), value_range)
 
     @classmethod
     def from_images(
         cls,
         images,  # list of PIL images or arrays, see `to_image`
         labels=None,  # a whole number or a class name for each, or None
+        value_range=None,  # see `from_folder`
     ):
         """A list of images already in memory.
 
@@ -523,7 +574,8 @@ class _Sources:
             kind = type(images[0]).__name__
             raise TypeError(f"a list of {kind} was given: expected PIL images, arrays or tensors; a dataset is read by ProbingSet.from_dataset")
         numbers, classes = _label_numbers(labels, len(images))
-        return cls(partial(_load_picture, images), range(len(images)), partial(_rows_key, partial(_load_picture, images), len(images)), numbers, classes)
+        load = partial(_load_picture, images)
+        return cls(load, range(len(images)), partial(_rows_key, load, len(images)), numbers, classes, value_range)
 
 # %% ../../nbs/probe/01_images.ipynb #ed6dd01d
 class ProbingSet(_Sources):
@@ -541,10 +593,12 @@ class ProbingSet(_Sources):
         fingerprint,  # callable: () -> str, a hash of the content of all images
         labels=None,  # N whole numbers, or a callable giving them, or None
         classes=None,  # names of the labels
+        value_range=None,  # (black, white) of pixels with more than 8 bits, see `as_rgb`
     ):
         self.ids = [str(id) for id in ids]
         self.classes = [str(name) for name in classes] if classes is not None else None
         self._load, self._fingerprint, self._labels = load, fingerprint, labels
+        self.value_range, self._told = _checked_range(value_range), False
 
     def __len__(self):
         return len(self.ids)
@@ -554,11 +608,23 @@ class ProbingSet(_Sources):
             raise IndexError(f"no image {index}: the probing set has {len(self)} (0..{len(self) - 1})")
         index = int(index) % len(self)
         try:
-            return to_image(self._load(index))
+            picture = to_image(self._load(index), self.value_range)
         except BadImage:
             raise
         except Exception as error:  # a dataset's own loader may raise anything
             raise BadImage(self.ids[index], _reason(error)) from error
+        self._tell_range(self.ids[index], picture.info.pop(_NARROW, None))
+        return picture
+
+    def _tell_range(self, id, seen):
+        """Warn once of 16 bits that may be fewer."""
+        if seen and not self._told:
+            self._told = True
+            bits = next(bits for bits in (8, 10, 12, 14, 15) if seen[1] < 2**bits)
+            warnings.warn(
+                f"image {id!r} has 16-bit pixels that range from {seen[0]} to {seen[1]} only, so it is dark: if they hold {bits} bits, "
+                f"give value_range=(0, {2**bits - 1}) to ProbingSet; value_range=(0, 65535) says that it is right as it is"
+            )
 
     @property
     def labels(self):
@@ -577,7 +643,7 @@ class ProbingSet(_Sources):
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint()
+        return content_key(self._fingerprint(), self.value_range) if self.value_range else self._fingerprint()
 
     def __repr__(self):
         return f"ProbingSet({len(self)} images" + (f", {len(self.classes)} classes)" if self.classes else ")")
