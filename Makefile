@@ -16,7 +16,7 @@ lab: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python .ci/build.py chromium
 	$(BIN)/python .ci/build.py check
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/installed
