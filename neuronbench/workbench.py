@@ -180,9 +180,14 @@ class Workbench:
         return self.__dict__.get("recording") or units_of_layers(self.target, self.images)
 
     def recorded(self, layer: str, pool: str | None = None):
-        """The recording that has `pool` of `layer`: the bench's own, or one of that layer alone, made on first use or taken from `store`."""
-        self._units  # decides the layouts
-        layout = self.target.layouts[layer]
+        """The recording that has `pool` of `layer`: the bench's own, or one of that layer alone, made on first use or taken from `store`.
+
+        Errors: KeyError that names the nearest layer or pooling; ValueError for the class token of a layer that has none.
+        """
+        choose(layer, self.target.layers, "layer")
+        if pool is not None:
+            self._check_pool(layer, choose(pool, POOLINGS, "pooling"))
+        layout = self._layout(layer)
         if pool is None or pool in (self.pool or layout.pools[:1]) or layout.kind == "vectors":
             return self.recording
         if (layer, pool) not in self._others:
@@ -227,8 +232,12 @@ class Workbench:
             self._check_pool(layer, name)
         return ready
 
+    def _layout(self, layer):
+        self._units  # decides the layouts
+        return self.target.layouts[layer]
+
     def _check_pool(self, layer, pool):
-        layout = (self._units and self.target.layouts)[layer]
+        layout = self._layout(layer)
         if pool not in layout.pools and layout.kind != "vectors":
             raise ValueError(f"layer {layer!r} ({layout}) has no class token: expected pool {' or '.join(map(repr, layout.pools))}")
 
@@ -246,13 +255,14 @@ class Workbench:
         self.failures = found.attrs.get("failures", [])
         return found
 
-    def browse(self, layer: str | None = None):
-        """The browser on `layer`, with every description so far."""
-        return browse(self.recording, self.images, layer, self.descriptions)
+    def browse(self, layer: str | None = None, pool: str | None = None):
+        """The browser on `layer` (the deepest if None), ranked by `pool`, with every description so far. Errors: those of `recorded`."""
+        layer = layer or self.target.layers[-1]
+        return browse(self.recorded(layer, pool), self.images, layer, self.descriptions, pool)
 
-    def card(self, layer: str, unit: int):
-        """One unit as a matplotlib figure, with every description of it so far."""
-        return card(self.recording, self.images, layer, unit, self.descriptions)
+    def card(self, layer: str, unit: int, pool: str | None = None):
+        """One unit as a matplotlib figure, ranked by `pool`, with every description of it so far. Errors: those of `recorded`; IndexError."""
+        return card(self.recorded(layer, pool), self.images, layer, unit, self.descriptions, pool=pool)
 
     def tune(self, layer: str | None = None, unit: int = 0, chats=None, scorings=None, **settings):
         """The tuners of Describe-and-Dissect on one unit: crops, prompts, scoring, comparison.
@@ -268,7 +278,7 @@ class Workbench:
         """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.
 
         `values`: DataFrame layer, unit, method, measure, value, of any evaluations; their means are compared with 95 % intervals.
-        `options`: `title`, `k` and `quantile` of `write_report`. Errors: ValueError if there is no description to report on.
+        `options`: `title`, `k`, `quantile` and `pool` of `write_report`. Errors: ValueError if there is no description to report on.
         """
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [one for one in self.failures if layers is None or one["layer"] in layers]

@@ -24,21 +24,21 @@ WIDTH, HEIGHT = 1400, 1200
 BROWSER = ".nb-browser"
 AS_AT_FIRST = """
 browser.layer, browser.unit, browser.k, browser.pinned = 'maps', 0, 10, []
-browser.query, browser.sort, browser.method = '', 'unit', 'CLIP-Dissect'
+browser.query, browser.sort, browser.method, browser.pool = '', 'unit', 'CLIP-Dissect', 'mean'
 browser.show_map, browser.opacity, browser.threshold = True, 0.5, 0.5
 """
 CODE = f"""import sys
 sys.path.insert(0, {str(HERE)!r})
 from tiny_recording import tiny_recording, tiny_descriptions
 import neuronbench as nb
-recording = tiny_recording()
+recording = tiny_recording(("mean", "max"))
 browser = nb.browse(recording, recording.images, "maps", tiny_descriptions())
 browser"""
 
 
 @pytest.fixture(scope="module")
 def recording():
-    return tiny_recording()
+    return tiny_recording(("mean", "max"))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def exemplars_on(page):
              ...['activation', 'label', 'id'].map(part => one.querySelector(`.nb-${part}`).textContent)])""")
 
 
-def expected_exemplars(recording, layer, unit, k=10):
-    shown = evidence(recording, layer, unit, k)
+def expected_exemplars(recording, layer, unit, k=10, pool=None):
+    shown = evidence(recording, layer, unit, k, pool=pool)
     return [[int(i), readable(a), Drawings.classes[i % 3], Drawings.ids[i]] for i, a in zip(shown.images, shown.activations)]
 
 
@@ -212,6 +212,23 @@ def test_the_number_of_exemplars_can_be_chosen(page, recording):
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelectorAll('.nb-exemplar').length === 17")
     assert exemplars_on(page) == expected_exemplars(recording, "maps", 0, 17)
+
+
+def test_the_pooling_that_ranks_can_be_chosen(page, recording):
+    title = page.locator(".nb-main .nb-small")
+    assert "images, pooled by mean (" in title.text_content()
+    page.get_by_label("Pooling that ranks").select_option("max")
+    page.wait_for_function("() => document.querySelector('.nb-main .nb-small').textContent.includes('pooled by max (')")
+    assert exemplars_on(page) == expected_exemplars(recording, "maps", 0, pool="max") != expected_exemplars(recording, "maps", 0)
+    page.screenshot(path=ARTIFACTS / "browser_pool.png")
+    page.get_by_label("Layer", exact=True).select_option("vector")
+    wait_for_unit(page, 0, "vector")
+    assert page.get_by_label("Pooling that ranks").is_hidden() and "pooled" not in title.text_content()
+    page.get_by_label("Layer", exact=True).select_option("maps")
+    wait_for_unit(page, 0)
+    assert exemplars_on(page) == expected_exemplars(recording, "maps", 0, pool="max")
+    kernel_says(page, "browser.pool = 'mean'")
+    page.wait_for_function("() => document.querySelector('.nb-main .nb-small').textContent.includes('pooled by mean (')")
 
 
 def test_threshold_and_opacity_change_the_overlay(page, recording):

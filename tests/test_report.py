@@ -10,6 +10,7 @@ from browser_lab import FLAGS, find_chromium
 from playwright.sync_api import expect, sync_playwright
 from test_study import HOSTILE, recording  # noqa: F401
 
+from neuronbench.probe.recording import record
 from neuronbench.widgets.report import method_settings, write_report
 
 
@@ -33,6 +34,16 @@ def test_a_constant_that_beats_a_method_is_said_in_words(recording, tmp_path):  
     assert "said of every unit, gets 0.600. No better than that: A." in page and "<img src=x" not in page
     better = comparison.assign(mean=[0.7, 0.6])
     assert "No better than that" not in write_report(tmp_path / "r.html", recording, described((0, "red", "A")), better).read_text()
+
+
+def test_exemplars_are_ranked_by_the_pooling_asked_for(recording, tmp_path):  # noqa: F811
+    both = record(recording.target, recording.images, pool=("mean", "max"), progress=False)
+    pages = {pool: write_report(tmp_path / "r.html", both, described((0, "red", "A")), pool=pool).read_text() for pool in (None, "max")}
+    assert "pooled: 0 by mean." in pages[None] and "pooled: 0 by max." in pages["max"]
+    strip = lambda page: re.search('alt="exemplars of unit 0 of 0" src="([^"]*)"', page)[1]  # noqa: E731
+    assert strip(pages[None]) != strip(pages["max"])
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        write_report(tmp_path / "r.html", recording, described((0, "red", "A")), pool="max")
 
 
 def test_what_a_method_was_given_is_told_by_its_content():

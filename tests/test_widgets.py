@@ -31,9 +31,15 @@ def browser(recording):
     return view
 
 
-def ask(browser, layer="maps", unit=0, k=10):
+@pytest.fixture(scope="module")
+def both():
+    """Recorded by two poolings."""
+    return tiny_recording(("mean", "max"))
+
+
+def ask(browser, layer="maps", unit=0, k=10, pool="mean"):
     """What the browser sends when the view asks for a unit."""
-    browser._answer(browser, {"kind": "ask", "layer": layer, "unit": unit, "k": k}, [])
+    browser._answer(browser, {"kind": "ask", "layer": layer, "unit": unit, "k": k, "pool": pool}, [])
     return browser.sent[-1]
 
 
@@ -70,6 +76,20 @@ def test_nonfinite_activations_are_counted_and_never_ranked(recording):
 
 def test_a_layer_without_maps_has_evidence_without_maps(recording):
     assert evidence(recording, "vector", 3).maps is None
+
+
+def test_evidence_is_of_the_pooling_asked_for(both, recording):
+    for pool, expected in ((None, "mean"), ("mean", "mean"), ("max", "max")):
+        shown, column = evidence(both, "maps", 5, k=7, pool=pool), both.pooled("maps", expected).values[:, 5]
+        assert shown.pool == expected and shown.images.tolist() == np.argsort(-column, kind="stable")[:7].tolist()
+        np.testing.assert_array_equal(shown.activations, np.sort(column)[::-1][:7])
+        np.testing.assert_array_equal(shown.counts, np.histogram(column.astype(float), bins=48)[0])
+    assert shown.map_range[1] == pytest.approx(shown.activations[0])  # the maximum of the map is the activation
+    assert evidence(both, "vector", 5, pool="max").pool is None and evidence(recording, "maps", 5).pool == "mean"
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        evidence(recording, "maps", 5, pool="max")
+    with pytest.raises(KeyError, match="did you mean 'maps'"):
+        evidence(recording, "mapz", 5, pool="mean")
 
 
 def test_map_bytes_share_one_scale_and_survive_nan():
@@ -157,6 +177,13 @@ def test_nothing_on_the_card_is_clipped_or_overlaps(recording, layer, unit, k):
     assert not any(a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1 for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_a_card_says_by_which_pooling_it_ranks(both):
+    written = {pool: texts(card(both, both.images, "maps", 5, pool=pool)) for pool in (None, "max")}
+    assert "activations on all 60 images, pooled by mean" in written[None] and "activations on all 60 images, pooled by max" in written["max"]
+    assert {readable(a) for a in evidence(both, "maps", 5, pool="max").activations} <= set(written["max"])
+    assert "activations on all 60 images" in texts(card(both, both.images, "vector", 5))
+
+
 def test_pictures_have_one_size():
     assert [fitted(Image.new("RGB", size)).size for size in [(32, 32), (1000, 500), (3, 900)]] == [(224, 224), (224, 112), (1, 224)]
 
@@ -192,6 +219,20 @@ def test_layer_and_unit_can_come_together_from_the_view(browser):
     assert (browser.layer, browser.unit, browser.unit_count) == ("vector", 4, 2048)
 
 
+def test_a_pooling_holds_for_the_layers_that_were_recorded_by_it(both, recording):
+    view = browse(both, both.images, "maps", pool="max")
+    assert (view.pool, view.pools, view.pool_on_view) == ("max", {"maps": ["mean", "max"], "vector": []}, "max")
+    view.layer = "vector"
+    assert (view.pool, view.pool_on_view) == ("max", None)
+    view.layer, view.pool = "maps", "class"  # of another layer, perhaps; this one has no class token
+    assert view.pool_on_view == "mean"
+    assert browse(both, both.images, "maps").pool_on_view == "mean" and browse(both, both.images, "vector", pool="max").pool_on_view is None
+    with pytest.raises(KeyError, match="did you mean 'max'"):
+        view.pool = "maxi"
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        browse(recording, recording.images, "maps", pool="max")
+
+
 def test_searching_and_sorting_change_the_list(browser):
     browser.query = HOSTILE.split()[0]
     assert browser.order == [0]
@@ -218,7 +259,7 @@ def test_pins_are_a_frame_and_a_csv_file(browser):
 
 def test_every_trait_of_the_view_explains_itself(browser):
     own = {name for name in type(browser).class_trait_names(sync=True) if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
-    assert len(own) == 16 and all(type(browser).class_traits()[name].help for name in own)
+    assert len(own) == 18 and all(type(browser).class_traits()[name].help for name in own)
 
 
 # the messages
@@ -232,6 +273,16 @@ def test_the_message_about_a_unit_holds_what_the_page_shows(browser, recording):
     assert buffers[0] == shown.maps.tobytes() and content["map_shape"] == (16, 16)
     assert [Image.open(io.BytesIO(part)).size for part in buffers[1:]] == [(224, 224)] * 4
     json.dumps(content, allow_nan=False)
+
+
+def test_the_view_gets_the_evidence_of_the_pooling_that_it_asks_for(both):
+    view = browse(both, both.images, "maps")
+    view.sent = []
+    view.send = lambda content, buffers=None: view.sent.append((content, buffers))
+    for pool in ("mean", "max"):
+        content, _ = ask(view, unit=5, pool=pool)
+        assert content["pool"] == pool and content["activations"] == evidence(both, "maps", 5, pool=pool).activations.tolist()
+    assert ask(view, "vector", 5, pool=None)[0]["pool"] is None
 
 
 @pytest.mark.parametrize("layer, unit", [("maps", 1), ("maps", 2), ("vector", 0)])

@@ -116,6 +116,20 @@ def test_a_pooling_is_recorded_when_it_is_asked_for(store, tmp_path):
     assert bench.recorded("0", "max") is bench.recorded("0", "max") and bench.recorded("0") is bench.recording
 
 
+def test_card_and_browser_are_ranked_by_the_pooling_asked_for():
+    bench = bench_of(pictures())
+    for pool in ("mean", "max"):
+        assert any(f"pooled by {pool}" in text.get_text() for text in bench.card("0", 1, pool).texts)
+        view = bench.browse("0", pool)
+        assert view.pool_on_view == pool and pool in view.pools["0"]
+    assert bench.browse(pool="max").layer == "0" and bench.browse().pool_on_view == "mean"
+    for asked, said in ((("0", 1, "maximum"), "did you mean 'max'"), (("1", 1, "max"), "no layer '1'")):
+        with pytest.raises(KeyError, match=said):
+            bench.card(*asked)
+    with pytest.raises(ValueError, match="has no class token"):
+        bench.browse("0", "class")
+
+
 def test_a_bench_records_the_poolings_that_it_is_given():
     bench = bench_of(pictures(), pool=["mean", "max"])
     assert bench.recorded("0", "max") is bench.recording and (bench.recording.pooled("0", "max") >= bench.recording["0"]).all()

@@ -55,7 +55,7 @@ def preprocess(image):
     return torch.from_numpy(np.asarray(square, np.float32) / 255 - 0.5).permute(2, 0, 1)
 
 
-def tiny_recording():
+def tiny_recording(pool=None):
     """Layers "maps" (40 units, 16 x 16 maps, unit 1 NaN on some images, unit 2 on all) and "vector" (2048 units)."""
     torch.manual_seed(0)
     model = nn.Sequential()
@@ -63,7 +63,7 @@ def tiny_recording():
     model.add_module("pool", nn.Sequential(Mended(), nn.AdaptiveAvgPool2d(4), nn.Flatten()))
     model.add_module("vector", nn.Linear(640, 2048))
     target = Target(model.eval(), layers=["maps", "vector"], preprocess=preprocess, device="cpu")
-    return record(target, ProbingSet.from_dataset(Drawings()), progress=False)
+    return record(target, ProbingSet.from_dataset(Drawings()), pool=pool, progress=False)
 
 
 def tiny_descriptions():

@@ -142,7 +142,9 @@ class BrowserView extends View {
     this.histogram = make("div", { class: "nb-histogram" });
     this.count = numberInput("Number of exemplars", 1, () => this.setCount());
     this.count.max = MOST;
-    const head = make("div", { class: "nb-row" }, this.title, make("div", { class: "nb-row" }, field("Exemplars", this.count), this.pin));
+    this.pool = make("select", { "aria-label": "Pooling that ranks", onchange: () => this.set({ pool: this.pool.value }) });
+    this.poolField = field("Ranked by", this.pool);
+    const head = make("div", { class: "nb-row" }, this.title, make("div", { class: "nb-row" }, this.poolField, field("Exemplars", this.count), this.pin));
     const [controls, title] = [this.buildControls(), this.histogramTitle];
     return make("div", { class: "nb-main" }, head, this.descriptions, controls, this.message, this.grid, title, this.histogram);
   }
@@ -188,7 +190,7 @@ class BrowserView extends View {
   /* what changes what */
 
   listen() {
-    this.on(["layers", "layer", "unit_count", "unit", "k", "order", "table", "method", "sort", "query"], () => this.refresh());
+    this.on(["layers", "layer", "unit_count", "unit", "k", "pool", "order", "table", "method", "sort", "query"], () => this.refresh());
     this.on(["layer", "unit", "k"], () => this.scrollToUnit());
     this.on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
     this.on(["opacity", "threshold", "show_map"], () => this.showMaps());
@@ -207,6 +209,12 @@ class BrowserView extends View {
     const count = Math.min(Math.max(Math.round(this.count.valueAsNumber) || 1, 1), MOST);
     this.count.value = count;
     this.set({ k: count });
+  }
+
+  // The pooling that ranks: the one chosen, or the first of a layer that was not recorded so; null for a layer of vectors.
+  poolOnView() {
+    const recorded = this.get("pools")[this.get("layer")] ?? [];
+    return recorded.includes(this.get("pool")) ? this.get("pool") : (recorded[0] ?? null);
   }
 
   goTo(unit) {
@@ -288,6 +296,9 @@ class BrowserView extends View {
   showBar() {
     this.bar.show();
     this.count.value = this.get("k");
+    const recorded = this.get("pools")[this.get("layer")] ?? [];
+    options(this.pool, recorded, this.poolOnView());
+    this.poolField.hidden = recorded.length < 2;
   }
 
   showSide() {
@@ -375,7 +386,7 @@ class BrowserView extends View {
   /* the evidence */
 
   nameOf(unit) {
-    return JSON.stringify([this.get("layer"), unit, this.get("k")]);
+    return JSON.stringify([this.get("layer"), unit, this.get("k"), this.poolOnView()]);
   }
 
   showEvidence() {
@@ -455,7 +466,8 @@ class BrowserView extends View {
     const entry = this.shown;
     const width = this.histogram.clientWidth;
     if (!entry || !width) return;
-    this.histogramTitle.textContent = `Activations on all ${entry.total} images (number of images on a log scale; triangles: the exemplars)`;
+    const pooled = entry.pool ? `, pooled by ${entry.pool}` : "";
+    this.histogramTitle.textContent = `Activations on all ${entry.total} images${pooled} (number of images on a log scale; triangles: the exemplars)`;
     this.histogram.replaceChildren(drawHistogram(entry, width, (i, on) => this.point(i, on)));
   }
 
@@ -466,7 +478,7 @@ class BrowserView extends View {
     const unit = this.wanted().find((u) => !this.kept.has(this.nameOf(u)) && !this.failed.has(this.nameOf(u)));
     if (unit === undefined) return;
     this.asked = this.nameOf(unit);
-    this.model.send({ kind: "ask", layer: this.get("layer"), unit, k: this.get("k") });
+    this.model.send({ kind: "ask", layer: this.get("layer"), unit, k: this.get("k"), pool: this.poolOnView() });
   }
 
   wanted() {
@@ -477,7 +489,7 @@ class BrowserView extends View {
   }
 
   async receive(message, buffers) {
-    const name = JSON.stringify([message.layer, message.unit, message.k]);
+    const name = JSON.stringify([message.layer, message.unit, message.k, message.pool]);
     if (message.kind === "failed") this.failed.set(name, message.sentence);
     else if (!this.kept.has(name)) this.kept.put(name, await decode(message, buffers));
     if (this.asked === name) this.asked = null;

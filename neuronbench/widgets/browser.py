@@ -19,10 +19,11 @@ from PIL import Image
 
 from ..basics import choose
 from ..describe.descriptions import COLUMNS, replaced
+from ..probe.layout import POOLINGS
 from ..probe.recording import check_images
 from ..probe.seen import Seen
 from .files import joined
-from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of
+from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 
 # %% ../../nbs/widgets/02_browser.ipynb #3984d651
 def description_table(
@@ -81,7 +82,7 @@ def unit_message(
     """(content, buffers) of the message about one unit: content holds numbers and text, buffers the maps and the pictures."""
     names = [names_of(images, i) for i in shown.images]
     content = {
-        "kind": "evidence", "layer": shown.layer, "unit": shown.unit, "nonfinite": shown.nonfinite, "total": int(shown.counts.sum()) + shown.nonfinite,
+        "kind": "evidence", "layer": shown.layer, "unit": shown.unit, "pool": shown.pool, "nonfinite": shown.nonfinite, "total": int(shown.counts.sum()) + shown.nonfinite,
         "images": shown.images.tolist(), "activations": shown.activations.tolist(),
         "labels": [label for label, _ in names], "ids": [name for _, name in names],
         "counts": shown.counts.tolist(), "edges": shown.edges.tolist(),
@@ -98,6 +99,7 @@ class BrowserState(anywidget.AnyWidget):
     layer = traitlets.Unicode(help="The layer on view; one of `layers`.").tag(sync=True)
     unit = traitlets.Int(help="The unit on view, from 0.").tag(sync=True)
     k = traitlets.Int(10, min=1, max=50, help="How many exemplars to show.").tag(sync=True)
+    pool = traitlets.Unicode(help="The pooling to rank by; a layer that was not recorded so is ranked by the first of its own.").tag(sync=True)
     show_map = traitlets.Bool(True, help="Whether activation maps are drawn over the exemplars.").tag(sync=True)
     opacity = traitlets.Float(0.5, min=0, max=1, help="Opacity of the activation maps, from 0 to 1.").tag(sync=True)
     threshold = traitlets.Float(0.5, min=0, max=1, help="Maps are drawn above this share of the unit's range, from 0 to 1.").tag(sync=True)
@@ -107,6 +109,7 @@ class BrowserState(anywidget.AnyWidget):
     pinned = traitlets.List(help="The collected units, [layer, unit] in the order they were pinned.").tag(sync=True)
 
     layers = traitlets.List(help="The recorded layers; made by Python.").tag(sync=True)
+    pools = traitlets.Dict(help="Layer -> its recorded poolings, none for a layer of vectors; made by Python.").tag(sync=True)
     unit_count = traitlets.Int(help="The number of units of the layer; made by Python.").tag(sync=True)
     order = traitlets.List(help="The units in the list, sorted and searched; made by Python.").tag(sync=True)
     table = traitlets.Dict(help="Method -> [descriptions, scores] over the units of the layer; made by Python.").tag(sync=True)
@@ -137,10 +140,11 @@ def small_png(figure) -> bytes:
 class UnitList(BrowserState):
     """The units of a layer with their descriptions, in the order asked for, and the pins."""
 
-    def __init__(self, recording, layer, descriptions):
+    def __init__(self, recording, layer, descriptions, pool=None):
         self.recording, self.descriptions = recording, check_descriptions(descriptions, recording)
         layer = choose(layer or recording.layers[-1], recording.layers, "layer")
-        super().__init__(layers=list(recording.layers), layer=layer)
+        pools = {one: list(recording.pools[one]) if pooling_of(recording, one) else [] for one in recording.layers}
+        super().__init__(layers=list(recording.layers), layer=layer, pools=pools, pool=pooling_of(recording, layer, pool) or "")
         self._list_units()
         self.observe(self._list_units, ["layer", "query", "sort", "method"])
         self.observe(self._write_pins, ["pinned"])
@@ -172,12 +176,12 @@ class UnitList(BrowserState):
 class Browser(UnitList):
     """A view of the units of a recording; made by `browse`."""
 
-    def __init__(self, recording, images, layer=None, descriptions=None):
+    def __init__(self, recording, images, layer=None, descriptions=None, pool=None):
         self.images = check_images(recording, images)
         seen = Seen(images, recording.target)
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(fitted(seen[i])))
-        self._evidence = functools.lru_cache(256)(lambda layer, unit, k: evidence(recording, layer, unit, k))
-        super().__init__(recording, layer, descriptions)
+        self._evidence = functools.lru_cache(256)(lambda layer, unit, k, pool: evidence(recording, layer, unit, k, pool=pool))
+        super().__init__(recording, layer, descriptions, pool)
         self.on_msg(self._answer)
 
     @traitlets.validate("layer")
@@ -188,8 +192,18 @@ class Browser(UnitList):
     def _check_unit(self, proposal):
         return choose_unit(self.recording, self.layer, proposal["value"])
 
+    @traitlets.validate("pool")
+    def _check_pool(self, proposal):
+        return proposal["value"] and choose(proposal["value"], POOLINGS, "pooling")
+
+    @property
+    def pool_on_view(self) -> str | None:
+        """The pooling that the layer on view is ranked by; None for a layer of vectors."""
+        recorded = self.pools[self.layer]
+        return self.pool if self.pool in recorded else next(iter(recorded), None)
+
     def _answer(self, widget, content, buffers):
-        asked = {name: content[name] for name in ("layer", "unit", "k")}
+        asked = {name: content[name] for name in ("layer", "unit", "k", "pool")}
         try:
             shown = self._evidence(*asked.values())
             message, parts = unit_message(shown, self.images, [self._picture(int(i)) for i in shown.images])
@@ -200,7 +214,7 @@ class Browser(UnitList):
 
     def _repr_mimebundle_(self, **kwargs):
         bundle, metadata = super()._repr_mimebundle_(**kwargs)
-        chosen = {"k": self.k, "opacity": self.opacity * self.show_map, "threshold": self.threshold}
+        chosen = {"k": self.k, "opacity": self.opacity * self.show_map, "threshold": self.threshold, "pool": self.pool_on_view}
         figure = card(self.recording, self.images, self.layer, self.unit, self.descriptions, **chosen)
         return {**bundle, "image/png": base64.b64encode(small_png(figure)).decode()}, metadata
 
@@ -213,10 +227,11 @@ def browse(
     images,  # the ProbingSet that was recorded
     layer: str | None = None,  # name of a recorded layer; the deepest if not given
     descriptions: pd.DataFrame | None = None,  # columns layer, unit, description, score, method; of one or several methods
+    pool: str | None = None,  # recorded pooling to rank by; the layer's default if None
 ) -> Browser:
     """A view of every unit: exemplars with activation maps, histogram, descriptions, search, order, pins.
 
-    Errors: KeyError names the nearest layer, ValueError where `images` are not those of the recording or a column of
+    Errors: KeyError names the nearest layer or the recorded poolings, ValueError where `images` are not those of the recording or a column of
     `descriptions` is missing, IndexError where they are about a unit that is not there.
     """
-    return Browser(recording, images, layer, descriptions)
+    return Browser(recording, images, layer, descriptions, pool)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'best_descriptions',
+           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'pooling_of', 'best_descriptions',
            'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted', 'exemplar_pictures',
            'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram', 'card']
 
@@ -48,6 +48,7 @@ class Evidence:
     counts: np.ndarray  # (bins,) int, images in each bin of the histogram
     edges: np.ndarray  # (bins + 1,) float, activations between the bins
     nonfinite: int  # images whose activation is NaN or infinite; they are in no bin and never ranked
+    pool: str | None  # the recorded pooling of the activations; None for a layer of vectors, which has nothing to pool
 
 # %% ../../nbs/widgets/01_grid.ipynb #eebc1967
 def evidence(
@@ -56,17 +57,18 @@ def evidence(
     unit: int,  # 0 .. units of the layer - 1
     k: int = 10,  # exemplars
     bins: int = 48,  # of the histogram
+    pool: str | None = None,  # recorded pooling that ranks and is counted; the layer's default if None
 ) -> Evidence:
-    """The evidence about one unit. Errors: KeyError names the nearest layer, IndexError the units there are."""
-    choose(layer, recording.layers, "layer")
-    found = exemplars(recording, layer, units=[choose_unit(recording, layer, unit)], k=k)
-    activations = recording[layer].isel(unit=unit).values
+    """The evidence about one unit. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are."""
+    pooled = pooling_of(recording, layer, pool)
+    found = exemplars(recording, layer, units=[choose_unit(recording, layer, unit)], k=k, pool=pool)
+    activations = recording.pooled(layer, pool).isel(unit=unit).values
     finite = activations[np.isfinite(activations)]
     counts, edges = np.histogram(finite.astype(np.float64), bins=bins)
     ranked = found.images[0] >= 0
     maps, map_range = map_bytes(None if found.maps is None else found.maps[0][ranked])
     images, top = found.images[0][ranked], found.activations[0][ranked]
-    return Evidence(layer, unit, images, top, maps, map_range, counts, edges, activations.size - finite.size)
+    return Evidence(layer, unit, images, top, maps, map_range, counts, edges, activations.size - finite.size, pooled)
 
 # %% ../../nbs/widgets/01_grid.ipynb #4ff08678
 def choose_unit(recording, layer, unit):
@@ -75,6 +77,12 @@ def choose_unit(recording, layer, unit):
     if not 0 <= unit < count:
         raise IndexError(f"layer {layer!r} has units 0 to {count - 1}; {unit} was asked for")
     return int(unit)
+
+# %% ../../nbs/widgets/01_grid.ipynb #grpool02
+def pooling_of(recording, layer, pool=None) -> str | None:
+    """The recorded pooling that `pool` means for a layer, None for a layer of vectors. Errors: those of `Recording.pool_of`."""
+    recorded = recording.pool_of(layer, pool)
+    return None if recording.layouts[layer].kind == "vectors" else recorded
 
 # %% ../../nbs/widgets/01_grid.ipynb #a9091baa
 def best_descriptions(
@@ -251,7 +259,8 @@ def draw_histogram(lettering, top, shown):
     """The histogram of the unit's activations with its exemplars marked."""
     excluded = f"; {shown.nonfinite} NaN or infinite, not ranked" if shown.nonfinite else ""
     total = int(shown.counts.sum()) + shown.nonfinite
-    lettering.set(MARGIN, top, f"activations on all {total} images{excluded}", 9, color=SOFT)
+    pooled = f", pooled by {shown.pool}" if shown.pool else ""
+    lettering.set(MARGIN, top, f"activations on all {total} images{pooled}{excluded}", 9, color=SOFT)
     axes = place(lettering.figure, MARGIN + 0.3, top + 0.26, WIDTH - 2 * MARGIN - 0.35, HISTOGRAM - 0.6)
     axes.stairs(shown.counts, shown.edges, fill=True, color=BAR)
     axes.set_yscale("symlog", linthresh=1)
@@ -275,14 +284,15 @@ def card(
     k: int = 10,  # exemplars
     opacity: float = 0.5,  # of the activation map, 0 to 1; 0 leaves it out
     threshold: float = 0.5,  # the map is drawn above this share of its range over the exemplars
+    pool: str | None = None,  # recorded pooling that ranks the exemplars and is counted; the layer's default if None
 ):
     """One unit as a matplotlib Figure: descriptions, exemplars with activation maps, histogram of activations.
 
-    Errors: KeyError names the nearest layer, IndexError the units there are, ValueError where `images` are not those of the recording.
+    Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError where `images` are not those of the recording.
     """
     import matplotlib.pyplot as plt
 
-    shown = evidence(recording, layer, unit, k)
+    shown = evidence(recording, layer, unit, k, pool=pool)
     pictures = exemplar_pictures(Seen(check_images(recording, images), recording.target), shown, opacity, threshold)
     figure = plt.figure(figsize=(WIDTH, 1), dpi=120, facecolor="white")
     plt.close(figure)  # the caller shows it; pyplot must not show it a second time

@@ -23,7 +23,7 @@ from ..basics import content_key, replacing
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
-from .grid import best_descriptions, readable
+from .grid import best_descriptions, pooling_of, readable
 
 # %% ../../nbs/widgets/11_report.ipynb #rep06
 _SIDE, _GAP, _BELOW = 84, 3, 14  # pixels of a picture's side, between two, and for the number below
@@ -91,15 +91,16 @@ def write_report(
     title: str = "What single neurons respond to",
     k: int = 8,  # exemplars of each unit
     quantile: float = 0.99,  # see `exemplar_regions`
+    pool: str | None = None,  # recorded pooling that ranks the exemplars; each layer's default if None
 ) -> Path:
     """Write a self-contained report, whole or not at all; 512 units with two descriptions each take 11 MB. Returns its path.
 
-    Errors: ValueError if there is no description to report on; KeyError and IndexError for layers and units that were not recorded.
+    Errors: ValueError if there is no description to report on; KeyError and IndexError for layers, poolings and units that were not recorded.
     """
     if not len(descriptions):
         raise ValueError("there are no descriptions to report on: describe some units first")
     best = best_descriptions(descriptions)
-    shown = [shown for layer, rows in descriptions.groupby("layer", sort=False) for shown in _shown_units(recording, layer, rows, best, k, quantile)]
+    shown = [shown for layer, rows in descriptions.groupby("layer", sort=False) for shown in _shown_units(recording, layer, rows, best, k, quantile, pool)]
     parts = {"comparison": [], "comparison_figure": "", "constants": []}
     if comparison is not None and len(comparison):
         parts = {"comparison": _compared(comparison), "comparison_figure": _figure_url(plot_comparison(comparison)), "constants": _constants(comparison)}
@@ -107,7 +108,7 @@ def write_report(
     page = _template().render(
         title=title, written=f"NeuronBench {metadata.version('neuronbench')}, {date.today().isoformat()}", summary=_summary(recording, descriptions),
         described=_by_method(descriptions), failures=[(one["layer"], one["unit"], one["step"], one["reason"]) for one in failures],
-        units=shown, settings=list(told.items()), k=k, quantile=quantile, **parts)
+        units=shown, settings=list(told.items()), k=k, quantile=quantile, pooled=_pooled(recording, descriptions, pool), **parts)
     with replacing(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return Path(path)
@@ -154,11 +155,17 @@ def _constants(comparison):
             for row in constant_wins(comparison).itertuples()]
 
 
-def _shown_units(recording, layer, rows, best, k, quantile):
+def _pooled(recording, descriptions, pool):
+    """Which pooling ranks the exemplars of each layer, as text; empty where all are vectors."""
+    pools = {layer: pooling_of(recording, layer, pool) for layer in descriptions.layer.unique()}
+    return ", ".join(f"{layer} by {name}" for layer, name in pools.items() if name)
+
+
+def _shown_units(recording, layer, rows, best, k, quantile, pool):
     """What the page shows of each unit of a layer, a few units at a time."""
     units = sorted(rows.unit.unique())
     for start in range(0, len(units), 32):
-        for regions in exemplar_regions(recording, layer, units[start : start + 32], k, quantile, _SIDE):
+        for regions in exemplar_regions(recording, layer, units[start : start + 32], k, quantile, _SIDE, pool):
             yield _shown_unit(regions, best[(best.layer == layer) & (best.unit == regions.unit)])
 
 
