@@ -270,14 +270,50 @@ def test_without_counterfactuals_every_word_stays_and_labels_limits_them(recordi
 
 
 def test_units_without_words_have_a_reason_and_the_run_goes_on(recording):
-    with pytest.warns(UserWarning, match="1 units of layer 'maps' .*: 4"):
+    with pytest.warns(UserWarning, match="2 units have no description"):
         found = described(recording, [2, 0, 4])
     assert found.unit.tolist() == [2, 0, 4] and found.description.isna().tolist() == [True, False, True] and np.isnan(found.score[0])
     same, broken = found.attrs["failures"]
-    assert same == {"layer": "maps", "unit": 2, "step": "exemplars", "reason": "it is never above its mean: it is the same on every image"}
-    assert broken["unit"] == 4 and broken["reason"] == "its activations are not finite on all images"
-    with pytest.warns(UserWarning):
-        assert FALCON(ColourCLIP(), CAPTIONS).trace(recording, "maps", 4).plot().axes
+    assert same == {"layer": "maps", "unit": 2, "step": "exemplars", "reason": "the unit is 0.1 on every image, so that no image stands out"}
+    assert broken["unit"] == 4 and broken["reason"] == "the unit is NaN or infinite on some images"
+    assert FALCON(ColourCLIP(), CAPTIONS).trace(recording, "maps", 4).plot().axes
+
+
+class One(torch.nn.Module):
+    """A network whose only layer has a single unit: the red of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = torch.nn.Identity()
+
+    def forward(self, batch):
+        return self.maps(batch[:, :1])
+
+
+@pytest.mark.parametrize("network, count, reason", [(One, 24, "only unit of its layer"), (Mixed, 1, "only one image")])
+def test_a_single_unit_and_a_single_image_have_no_words(network, count, reason):
+    images = nb.ProbingSet.from_images([square(colour, left) for left in range(0, 16, 2) for colour in COLOURS.values()][:count])
+    alone = nb.record(Target(network(), ["maps"], preprocess, device="cpu"), images, progress=False)
+    with pytest.warns(UserWarning, match=reason):
+        found = described(alone, [0])
+    assert found.description.isna().all() and found.attrs["failures"][0]["step"] == "exemplars"
+
+
+def test_ranks_means_and_resemblance_are_of_the_pooling_asked_for():
+    images = [square(colour, left) for left in range(0, 16, 2) for colour in COLOURS.values()]
+    images[3] = Image.fromarray(np.full((32, 32, 3), (60, 0, 0), np.uint8))  # a little red everywhere: the largest mean but one, the smallest maximum
+    both = nb.record(Target(Mixed(), ["maps"], preprocess, device="cpu"), nb.ProbingSet.from_images(images), pool=("mean", "max"), progress=False)
+    for pool in (None, "mean", "max"):
+        trace = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0, pool=pool, exemplars=8).trace(both, "maps", 0)
+        values = both.pooled("maps", pool)
+        best = both.top("maps", 0, 8, pool)
+        above = best[best.activation > float(values[:, 0].mean())]
+        assert trace.exemplars.image.tolist() == above.image.tolist() and np.allclose(trace.exemplars.activation, above.activation)
+        assert np.allclose(trace.counterfactuals.activation, values[:, 0].sel(image=trace.counterfactuals.image.values))
+        rows, _ = counterfactual_images(values.values[:, :4], 0, above.image.values, 10, 0.0)
+        assert trace.counterfactuals.image.tolist() == rows.tolist()
+    with pytest.raises(KeyError, match="no recorded pooling 'clas'|'class'"):
+        FALCON(ColourCLIP(), CAPTIONS, pool="class").trace(both, "maps", 0)
 
 
 def test_captions_without_words(recording):
@@ -293,19 +329,16 @@ def test_counterfactuals_that_share_every_word(recording):
 
 def test_a_layer_without_maps_and_whole_images(recording):
     method = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0)
-    with pytest.warns(UserWarning):
-        trace = method.trace(recording, "flat", 0)
+    trace = method.trace(recording, "flat", 0)
     assert trace.maps is None and trace.description == "red" and trace.crops[0].size == (32, 32)
     whole = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0, crop=None)
-    with pytest.warns(UserWarning):
-        assert np.array_equal(np.asarray(whole.trace(recording, "maps", 0).crops[0]), np.asarray(recording.images[int(trace.exemplars.image[0])]))
+    assert np.array_equal(np.asarray(whole.trace(recording, "maps", 0).crops[0]), np.asarray(recording.images[int(trace.exemplars.image[0])]))
 
 
 def test_hostile_captions_stay_text(recording):
     hostile = [f"{HOSTILE} red $x_1$ {{0}} %s boats", f"green {HOSTILE}", f"blue {HOSTILE}"]
     method = FALCON(ColourCLIP(), hostile, captions_per_image=1, resemblance=0.0)
-    with pytest.warns(UserWarning):
-        trace = method.trace(recording, "maps", 0)
+    trace = method.trace(recording, "maps", 0)
     assert set(trace.captions.caption) == {hostile[0]} and "boat" in set(trace.labels.description)
     assert not any(set(word) & set("<>()\"$") for word in trace.words.word)
     figure = trace.plot()
@@ -315,13 +348,11 @@ def test_hostile_captions_stay_text(recording):
 
 def test_a_corpus_is_searched_once_for_all_units_and_kept(recording):
     method = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0)
-    with pytest.warns(UserWarning):
-        first = method(recording, recording.images, {"maps": [0, 1, 3]})
-        assert method.clip.blocks == [len(CAPTIONS)]
-        again = method(recording, recording.images, {"maps": [0, 1, 3]})
+    first = method(recording, recording.images, {"maps": [0, 1, 3]})
+    assert method.clip.blocks == [len(CAPTIONS)]
+    again = method(recording, recording.images, {"maps": [0, 1, 3]})
     assert first.equals(again) and method.clip.blocks == [len(CAPTIONS)]
-    with pytest.warns(UserWarning):
-        alone = method(recording, recording.images, {"maps": [1]})
+    alone = method(recording, recording.images, {"maps": [1]})
     assert alone.description.tolist() == first[first.unit == 1].description.tolist()
 
 
@@ -330,8 +361,7 @@ def test_bad_images_do_not_shift_positions(tmp_path):
         square(colour, number).save(tmp_path / f"{number:02}.png")
     (tmp_path / "01.png").write_bytes(b"no image")
     found = nb.record(Target(Mixed(), ["maps"], preprocess, device="cpu"), nb.ProbingSet.from_folder(tmp_path), progress=False)
-    with pytest.warns(UserWarning):
-        trace = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0).trace(found, "maps", 0)
+    trace = FALCON(ColourCLIP(), CAPTIONS, resemblance=0.0).trace(found, "maps", 0)
     assert trace.description == "red" and set(trace.exemplars.image) == {0, 3, 6, 9, 12}
     assert not set(trace.counterfactuals.image) & {0, 1, 3, 6, 9, 12}
     assert np.allclose(trace.counterfactuals.activation, 0)

@@ -1,5 +1,6 @@
 """MILAN: regions against direct computation, units without a description, and annotations and exemplars that cannot be used."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_features_of_many_units_are_those_of_each(recording, encoder, monkeypatc
 
 
 def test_a_call_gives_what_the_traces_say(recording, method):
-    with pytest.warns(UserWarning, match="not finite|NaN"):
+    with pytest.warns(UserWarning, match="4 units have no description"):
         found = method(recording, recording.images)
     assert list(found.columns) == ["layer", "unit", "description", "score", "method"] and len(found) == 8
     trace = method.trace(recording, "maps", 1)
@@ -112,8 +113,57 @@ def test_units_without_a_description_say_why(recording, method):
         found = method(recording, recording.images, {"maps": [2, 3, 0]})
     assert found.description.isna().tolist() == [True, True, False]
     reasons = {failure["unit"]: failure["reason"] for failure in found.attrs["failures"]}
-    assert "quantile" in reasons[2] and "NaN" in reasons[3] and set(reasons) == {2, 3}
+    assert "0.5 on every image" in reasons[2] and "NaN" in reasons[3] and set(reasons) == {2, 3}
     assert method.trace(recording, "maps", 2).plot().axes
+
+
+def test_a_unit_that_is_nowhere_above_its_threshold_says_so(recording, method):
+    with pytest.warns(UserWarning, match="no description"):
+        found = replace(method, exemplars=40, quantile=0.999999)(recording, recording.images, {"maps": [0]})
+    assert "quantile on none of its exemplars" in found.attrs["failures"][0]["reason"]
+
+
+class One(torch.nn.Module):
+    """A network whose only layer has a single unit: the red of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = torch.nn.Identity()
+
+    def forward(self, batch):
+        return self.maps(batch[:, :1])
+
+
+@pytest.mark.parametrize("network, count, reason", [(One, 40, "only unit of its layer"), (Units, 1, "only one image")])
+def test_a_single_unit_and_a_single_image_have_no_description(method, network, count, reason):
+    images = nb.ProbingSet.from_images(pictures(count))
+    alone = nb.record(Target(network(), ["maps"], preprocess, device="cpu"), images, pool="max", progress=False)
+    with pytest.warns(UserWarning, match=reason):
+        found = method(alone, images, {"maps": [0]})
+    assert found.description.isna().all() and reason in found.attrs["failures"][0]["reason"] and method.trace(alone, "maps", 0).plot().axes
+
+
+def test_images_are_ranked_by_the_largest_value_where_it_is_recorded(recording, method):
+    both = nb.record(recording.target, recording.images, pool=("mean", "max"), progress=False)
+    for pool, own in ((None, "max"), ("max", "max"), ("mean", "mean")):
+        regions = replace(method, pool=pool).trace(both, "maps", 0).regions
+        assert regions.images.tolist() == both.top("maps", 0, 5, own).image.tolist()
+        assert regions.activations.tolist() == both.top("maps", 0, 5, own).activation.tolist()
+    assert both.top("maps", 0, 5, "max").image.tolist() != both.top("maps", 0, 5, "mean").image.tolist()
+    looked = replace(method, pool="max").trace(both, "maps", 0).phrases, replace(method, pool="mean").trace(both, "maps", 0).phrases
+    assert not looked[0].equals(looked[1])
+    features = recording_examples(both, annotations(("maps", 0, "red")), method.region_encoder, 4)[0]
+    assert np.array_equal(features, region_features(both, "maps", [0], method.region_encoder, 4, pool="max")[0])
+
+
+def test_another_pooling_than_the_papers_is_said_where_nobody_chose_it(recording, method):
+    with pytest.warns(UserWarning, match="not recorded, and takes the recording's own pooling"):
+        method.trace(recording, "maps", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(method, pool="mean").trace(recording, "maps", 0), method.trace(recording, "flat", 0)
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        replace(method, pool="max").trace(recording, "maps", 0)
 
 
 def test_fewer_images_than_exemplars_are_all_looked_at(method, recording):

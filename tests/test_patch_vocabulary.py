@@ -1,5 +1,7 @@
 """Patches and vocabulary: how a patch is cut, how answers are read, what is scored, and what is recorded when there are no words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -332,7 +334,43 @@ def test_a_unit_that_is_nan_everywhere_is_recorded(recording, method):
     with pytest.warns(UserWarning):
         table = method(recording, recording.images, {"spoil": [3, 0]})
     assert table.description.fillna("").tolist() == ["", "red"]
-    assert table.attrs["failures"] == [{"layer": "spoil", "unit": 3, "step": "exemplars", "reason": "the unit is NaN or infinite on every image"}]
+    assert table.attrs["failures"] == [{"layer": "spoil", "unit": 3, "step": "exemplars", "reason": "the unit is NaN or infinite on some images"}]
+
+
+class Narrow(Colours):
+    """The same network with a layer of one unit, much red, and one that is the same everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.same = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        self.one(x[:, :1]), self.same(torch.full_like(x, 0.3))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("layer, count, reason", [("one", 18, "only unit of its layer"), ("same", 18, "0.3 on every image"), ("same", 1, "only one image"),
+                                                  ("one", 1, "only one image")])
+def test_units_that_tell_no_images_apart_are_recorded_and_cost_no_request(method, layer, count, reason):
+    images = ProbingSet.from_images([picture(number) for number in range(count)])
+    alone = record(Target(Narrow(), [layer], preprocess, CLASSES), images, progress=False)
+    with pytest.warns(UserWarning, match=reason):
+        table = method(alone, images, {layer: [0]})
+    assert table.description.isna().all() and table.attrs["failures"][0]["step"] == "exemplars" and not method.chat.sent
+    assert reason in repr(method.trace(alone, layer, 0)) and method.trace(alone, layer, 0).plot().axes
+
+
+def test_patches_are_of_the_images_of_the_pooling_asked_for(recording, method):
+    shown = [picture(number) for number in range(18)]
+    shown[3] = Image.new("RGB", shown[0].size, (120, 0, 0))  # a little red everywhere
+    both = record(recording.target, ProbingSet.from_images(shown), pool=("mean", "max"), progress=False)
+    of = {pool: replace(method, pool=pool).trace(both, "spoil", 0).patches for pool in (None, "mean", "max")}
+    for pool, own in of.items():
+        best = both.top("spoil", 0, 4, pool)
+        assert [patch.position for patch in own] == best.image.tolist() and [patch.activation for patch in own] == pytest.approx(best.activation.tolist())
+    assert 3 in [patch.position for patch in of["mean"]] and 3 not in [patch.position for patch in of["max"]]
+    with pytest.raises(KeyError, match="no recorded pooling"):
+        replace(method, pool="class").trace(both, "spoil", 0)
 
 
 def test_settings_out_of_range_are_refused():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'describe_frame', 'trace_frame', 'joined_frames', 'replaced', 'chosen_units', 'finite_units', 'all_alike',
-           'unit_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'write_descriptions', 'read_descriptions']
+           'unit_reasons', 'layer_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'write_descriptions',
+           'read_descriptions']
 
 # %% ../../nbs/describe/01_descriptions.ipynb #b6028b88
 import csv
@@ -132,6 +133,15 @@ def unit_reasons(
     same = [f"the unit is {first:.4g} on every image, so that no image stands out" for first in known[0]]
     same = ["there is only one image, so that no image stands out"] * len(same) if len(values) == 1 else same
     return np.select([~finite, all_alike(known)], ["the unit is NaN or infinite on some images", np.array(same, dtype=object)], "")
+
+
+def layer_reasons(
+    activations,  # xarray.DataArray (image, unit), pooled, of all units of a layer
+) -> np.ndarray:
+    """(unit,) text: `unit_reasons`, and that of a unit which is the only one of its layer."""
+    reasons = unit_reasons(activations)
+    lone = "it is the only unit of its layer, so that nothing tells what it alone responds to"
+    return np.where((reasons == "") & (len(reasons) == 1), lone, reasons)
 
 
 def tied(

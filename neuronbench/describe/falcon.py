@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..basics import content_key
-from .descriptions import chosen_units, finite_units, joined_frames, kept, trace_frame
+from .descriptions import chosen_units, joined_frames, kept, layer_reasons, trace_frame
 from .trace import _show, _wrapped
 from ..foundation.clip import warn_of_concepts
 from ..probe.crops import CropSettings, crop_steps, cut
@@ -274,7 +274,7 @@ class FALCON:
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
     layers if `units` is None: a row for each word, best first. A unit without words has one row without description, and
-    `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer, ValueError for units that do not exist,
+    `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded, ValueError for units that do not exist,
     images that are not the recorded ones and settings out of range, and those of `CaptionCorpus`.
     """
 
@@ -287,6 +287,7 @@ class FALCON:
     resemblance: float = 0.3  # the least cosine of a counterfactual's other units with those of the exemplars
     removed_from: float = 0.1  # a word with at least this score on the counterfactuals is removed
     labels: int = 8  # words of each unit, at most
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         for name, least in (("exemplars", 1), ("captions_per_image", 1), ("labels", 1), ("counterfactuals", 0)):
@@ -315,15 +316,15 @@ class FALCON:
 
 # %% ../../nbs/describe/17_falcon.ipynb #23c5079c
 def _looked(method, recording, layer, units):
-    """A trace of each unit with its exemplars and counterfactuals, and the reason if there are none."""
-    values = recording[layer]
-    finite = finite_units(values, layer)
-    chosen = [unit for unit in units if finite[unit]]
-    best = exemplars(recording, layer, chosen, method.exemplars) if chosen else None
+    """A trace of each unit with its exemplars and counterfactuals, or with the reason why there are none."""
+    values = recording.pooled(layer, method.pool)
+    reasons, finite = layer_reasons(values)[units], np.isfinite(values.values).all(0)
+    chosen = units[reasons == ""]
+    best = exemplars(recording, layer, chosen, method.exemplars, pool=method.pool) if len(chosen) else None
     images = Seen(recording.images, recording.target)
-    empty = FALCONTrace(layer, -1, *_nothing(), "its activations are not finite on all images", method, images)
-    traces = {unit: _chosen_images(replace(empty, unit=int(unit)), values[:, finite], best, row) for row, unit in enumerate(chosen)}
-    return [traces.get(unit, replace(empty, unit=int(unit))) for unit in units]
+    empty = [FALCONTrace(layer, int(unit), *_nothing(), str(reason), method, images) for unit, reason in zip(units, reasons)]
+    rows = np.cumsum(reasons == "") - 1  # in `best`
+    return [trace if trace.reason else _chosen_images(trace, values[:, finite], best, row) for trace, row in zip(empty, rows)]
 
 
 def _nothing():
@@ -338,15 +339,13 @@ def _chosen_images(trace, values, best, row):
     """The trace with its images; `values` (image, unit) are finite, `row` is the unit's in `best`."""
     activations = values.sel(unit=trace.unit).values
     above = best.activations[row] > activations.mean(dtype=np.float64)
-    if not above.any():
-        return replace(trace, reason="it is never above its mean: it is the same on every image")
     images, column = best.images[row][above], list(values.unit.values).index(trace.unit)
     maps = None if best.maps is None or trace.method.crop is None else best.maps[row][above]
     settings = trace.method.counterfactuals, trace.method.resemblance
     rows, cosines = counterfactual_images(values.values, column, np.searchsorted(values.image.values, images), *settings)
     others = pd.DataFrame({"image": values.image.values[rows], "activation": activations[rows], "resemblance": cosines})
     shown = pd.DataFrame({"image": images, "activation": best.activations[row][above]})
-    return replace(trace, exemplars=shown, maps=maps, counterfactuals=others, reason="")
+    return replace(trace, exemplars=shown, maps=maps, counterfactuals=others)
 
 # %% ../../nbs/describe/17_falcon.ipynb #11d57030
 def _captioned(method, recording, layer, traces):

@@ -20,7 +20,7 @@ import torch
 
 from ..basics import choose, content_key
 from .candidates import _REFUSAL, cleaned, in_parts
-from .descriptions import chosen_units, describe_frame, joined_frames
+from .descriptions import chosen_units, describe_frame, joined_frames, layer_reasons
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
 from ..probe.activations import LayerActivations
@@ -223,6 +223,7 @@ class PatchTrace:
     classes: tuple  # the class that the target predicts on the exemplar of each patch
     vocabularies: tuple  # of `ClassVocabulary`, for each of these classes, the most frequent first
     cosines: pd.DataFrame  # (patch, phrase): CLIP's cosines
+    reason: str = ""  # why no exemplar was looked at
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -237,10 +238,8 @@ class PatchTrace:
         """What is recorded of a unit without a description: layer, unit, step and reason; None for a described unit."""
         if self.description is not None:
             return None
-        step, reason = "exemplars", "the unit is NaN or infinite on every image"
-        if self.patches:
-            step, reason = "vocabulary", "; ".join(f"{one.name}: {one.problem or 'its vocabulary is empty'}" for one in self.vocabularies)
-        return {"layer": self.layer, "unit": self.unit, "step": step, "reason": reason}
+        said = "; ".join(f"{one.name}: {one.problem or 'its vocabulary is empty'}" for one in self.vocabularies)
+        return {"layer": self.layer, "unit": self.unit, "step": "exemplars" if self.reason else "vocabulary", "reason": self.reason or said}
 
     @property
     def description(self) -> str | None:
@@ -287,7 +286,7 @@ class PatchVocabulary:
     """Patches and a language model's vocabulary (Zhao et al., AAAI 2024): call it on a recording to get descriptions.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None. A unit without vocabulary has no description: `.attrs["failures"]` lists layer, unit, step and reason, and
+    layers if `units` is None. A unit without vocabulary, or that tells no images apart, has no description: `.attrs["failures"]` lists layer, unit, step and reason, and
     `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names and for settings out of
     range; KeyError or ValueError for layers, units and images that do not fit; those of the chat model that stop all requests.
     """
@@ -302,6 +301,7 @@ class PatchVocabulary:
     temperature: float = 0.0
     max_tokens: int = 300  # of an answer
     seed: int = 0  # of the requests
+    pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
         given = self.vocabulary
@@ -328,7 +328,8 @@ class PatchVocabulary:
     def traces(self, recording, layer: str, units) -> list:
         """A `PatchTrace` for each unit, in order; a few hundred units fit in memory."""
         [(layer, units)] = chosen_units(recording, {layer: units}).items()
-        best = exemplars(recording, layer, units, self.exemplars)
+        reasons = layer_reasons(recording.pooled(layer, self.pool))[units]
+        best = exemplars(recording, layer, units[reasons == ""], self.exemplars, pool=self.pool)
         found = patches(recording, best, self.threshold, self.margin)
         seen_as = predicted_classes(recording, best.images[best.images >= 0])
         known = self.vocabularies(dict.fromkeys(seen_as.values()))
@@ -336,7 +337,9 @@ class PatchVocabulary:
         phrases = {phrase: phrase for one in known.values() for phrase in one.phrases}
         warn_of_concepts(self.clip, phrases)
         texts = _embedded(phrases, self.clip.embed_texts)
-        return [_matched(layer, int(unit), own, seen_as, known, images, texts) for unit, own in zip(units, found)]
+        traces = {int(unit): _matched(layer, int(unit), own, seen_as, known, images, texts) for unit, own in zip(best.units, found)}
+        nothing = {int(unit): PatchTrace(layer, int(unit), (), (), (), pd.DataFrame(), str(reason)) for unit, reason in zip(units, reasons) if reason}
+        return [(traces | nothing)[unit] for unit in units.tolist()]
 
     def vocabularies(
         self,

@@ -32,7 +32,7 @@ WORLD_METHODS = {  # name: the method with a world's tools
     "clip-dissect": lambda world: CLIPDissect(world.clip, world.concepts),
     "describe-and-dissect": lambda world: DescribeAndDissect(world.captioner, world.chat, world.painter, world.clip),
     "patch-vocabulary": lambda world: PatchVocabulary(world.clip, VocabularyTable()),
-    "milan": lambda world: MILAN(world.region_captioner, world.region_encoder),
+    "milan": lambda world: MILAN(world.region_captioner, world.region_encoder, pool="mean"),  # as its captioner learnt
     "falcon": lambda world: FALCON(world.clip, world.captions),
     "falcon crop=None": lambda world: FALCON(world.clip, world.captions, crop=None),
     "invert": lambda world: INVERT(world.concept_labels),
