@@ -229,7 +229,7 @@ def _http_client(timeout):
             raise httpx2.ReadTimeout("the body did not end", request=response.request) from error
         if response.is_success and not _is_json(response.content):
             raise httpx2.RemoteProtocolError("the body is not JSON", request=response.request)
-        if _no_credit(response.status_code, response.text):
+        if _in_vain(response.status_code, response.text):
             response.headers["x-should-retry"] = "false"  # what the client goes by
 
     return openai.DefaultAsyncHttpx2Client(timeout=timeout, event_hooks={"response": [check]})
@@ -241,6 +241,15 @@ _NO_CREDIT = re.compile("insufficient_(?:user_)?quota|insufficient[ _](?:balance
 def _no_credit(status, text):
     """Whether a server's error says that the credit is used up (OpenAI, Azure, Anthropic, DeepSeek, OpenRouter)."""
     return status == 402 or 400 <= status < 500 and bool(_NO_CREDIT.search(text))
+
+
+_NOT_TAKEN = re.compile(r"(?:not|n't|cannot) (?:be |currently |yet )?(?:support|permit|allow|accept|implement)|unsupported|deprecated"
+                        r"|(?:unknown|unrecognized|unexpected) (?:request |keyword )*(?:argument|parameter|field|name|key)", re.I)
+
+
+def _in_vain(status, text):
+    """Whether the same request would fail again, although the status (429, 5xx) says that it might not."""
+    return _no_credit(status, text) or status >= 500 and bool(_NOT_TAKEN.search(text))
 
 
 def _is_json(content):
@@ -366,22 +375,37 @@ def _sent(request, limits, refused, budget=0):
     return {name: value for name, value in values.items() if name and name not in refused}
 
 
+_FIELD, _SENTENCE = {"param", "loc"}, {"message", "msg", "detail", "error", "metadata", "raw"}  # names in an error, and of what holds them
+_ASIDE = re.compile(r"(?<!not )(?<!n't )\b(?:supported|allowed|valid|accepted|available) (?:parameter|param|field|argument|key)s\b.*|['\"]input['\"]:.*", re.I | re.S)
+_TOO_MUCH = re.compile("too (?:large|long|big|high|many)|context|at most|exceed|maximum|less than|valid range|<=|≤", re.I)
+
+
+def _texts(error, name="", depth=20):
+    """[(the name it has, text)] of what a server's error, its JSON, says in so many levels, also where that is quoted in a text."""
+    if isinstance(error, str):
+        return _texts(json.loads(error), name, depth - 1) if depth and error.startswith(("{", "[{")) and _is_json(error) else [(name, error)]
+    if isinstance(error, dict):
+        parts = [(below, error[below]) for below in error if below in _FIELD | _SENTENCE]
+    else:
+        parts = [(name, part) for part in error] if isinstance(error, list) else []
+    return [pair for below, part in parts if depth for pair in _texts(part, below, depth - 1)]
+
+
 def _complaint(error):
-    """What a server's error, the JSON below "error", is about: the parameter or the fields that it names, else its message."""
-    if not isinstance(error, dict):
-        return str(error)
-    if isinstance(fields := error.get("detail"), list):  # FastAPI's, which repeats the whole request beside
-        return " ".join(f"{field.get('loc')} {field.get('msg')}" for field in fields if isinstance(field, dict))
-    return str(error.get("param") or error.get("message") or error)
+    """(the fields that a server's error is about or else its sentences, its sentences). The request, if repeated beside, is left out."""
+    texts = _texts(error)
+    fields = " ".join(text for name, text in texts if name in _FIELD and text not in ("", "None", "null", "body"))
+    said = _ASIDE.sub("", " ".join(text for name, text in texts if name not in _FIELD))
+    return fields or said, said
 
 
 def _refused(error, sent):
     """Those of the names `sent` that an error of the openai package refuses. A limit that is only too large is not refused."""
-    if error.status_code not in (400, 422):
+    about, said = _complaint(error.body)
+    if error.status_code not in (400, 422) and not (error.status_code >= 500 and _NOT_TAKEN.search(said)):
         return set()
-    about = _complaint(error.body)
-    named = {name for name in sent if re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", about)}
-    return named - set(_LIMITS) if re.search("too (?:large|long)|context|at most|exceed", str(error.body)) else named
+    named = {name for name in sent if re.search(rf"(?<![a-z0-9_]){name.replace('_', '[_ -]?')}(?![a-z0-9_])", about, re.I)}
+    return named - set(_LIMITS) if _TOO_MUCH.search(said) and not _NOT_TAKEN.search(said) else named
 
 # %% ../../nbs/foundation/03_chat.ipynb #84a249c1
 @dataclass(frozen=True)
