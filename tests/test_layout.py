@@ -194,6 +194,7 @@ REFUSED = [
     (Extra, "block", (16, 16), r"has 21 tokens, 5 more than its patch grid of 4 x 4, and the network names no such tokens; say layout="),
     (lambda: torchvision.models.resnet18(), "layer1.0.relu", (64, 64), r"runs 2 times in one pass; say which call counts, from 1 to 2: calls=\{'layer1.0.relu': 2\}"),
     (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), "blocks.0.attn.attn_drop", (64, 64), r"never runs .* the fused attention of Attention skips it; .*set_fused_attn\(False\)"),
+    (lambda: timm.create_model("beit_base_patch16_224", img_size=64, depth=1), "blocks.0.attn.qkv", (64, 64), "never runs .* Attention uses its weights without calling it; record the Att"),
     (VIT_TORCHVISION, "encoder.layers.encoder_layer_0.self_attention.out_proj", (64, 64), "never runs .* MultiheadAttention uses its weights without calling it; record the MultiheadAttention itself"),
     (lambda: torchvision.models.inception_v3(init_weights=False), "AuxLogits", (96, 96), "never runs when the network sees an image: it may belong to training"),
     (lambda: torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None), "backbone.fpn", (64, 64), "gives a OrderedDict of 3 tensors: choose a layer inside"),

@@ -154,19 +154,21 @@ def never_runs(
     layer: str,  # its name
 ) -> ValueError:
     """What to say of a layer that no image reaches: which module around it, and which switch, keeps it from running."""
+    weighted = any(True for _ in module.parameters(recurse=False))
     names = {id(each): name for name, each in model.named_modules()}
     place = names.get(id(module), layer)
     parts = place.split(".")
     around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) - 1, -1, -1)]
-    advice = next((said for each in around if (said := _switch(each))), "it may belong to training or to a branch that this network does not take")
+    advice = next((said for each in around if (said := _switch(each, weighted))), "it may belong to training or to a branch that this network does not take")
     return ValueError(f"layer {layer!r} never runs when the network sees an image: {advice}")
 
 
-def _switch(module):
+def _switch(module, weighted):
     kind = type(module).__name__
-    if isinstance(module, nn.MultiheadAttention):
+    fused = getattr(module, "fused_attn", False)
+    if isinstance(module, nn.MultiheadAttention) or fused and weighted:  # fused attention skips only what comes between the weights
         return f"{kind} uses its weights without calling it; record the {kind} itself"
-    if getattr(module, "fused_attn", False):
+    if fused:
         return f"the fused attention of {kind} skips it; switch it off by timm.layers.set_fused_attn(False) before the network is made"
     if isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         return "torch's fast path skips it; switch it off by torch.backends.mha.set_fastpath_enabled(False)"
