@@ -184,15 +184,22 @@ class Workbench:
 
         Errors: KeyError that names the nearest layer or pooling; ValueError for the class token of a layer that has none.
         """
-        choose(layer, self.target.layers, "layer")
-        if pool is not None:
-            self._check_pool(layer, choose(pool, POOLINGS, "pooling"))
-        layout = self._layout(layer)
-        if pool is None or pool in (self.pool or layout.pools[:1]) or layout.kind == "vectors":
+        return self._recorded((layer,), pool)
+
+    def _recorded(self, layers, pool):
+        for layer in layers:
+            choose(layer, self.target.layers, "layer")
+            if pool is not None:
+                self._check_pool(layer, choose(pool, POOLINGS, "pooling"))
+        if all(self._is_pooled(layer, pool) for layer in layers):
             return self.recording
-        if (layer, pool) not in self._others:
-            self._others[layer, pool] = record(self.target.at(layer), self.images, store=self.store, pool=(pool,))
-        return self._others[layer, pool]
+        if (layers, pool) not in self._others:
+            self._others[layers, pool] = record(self.target.at(*layers), self.images, store=self.store, pool=(pool,))
+        return self._others[layers, pool]
+
+    def _is_pooled(self, layer, pool):
+        layout = self._layout(layer)
+        return pool is None or pool in (self.pool or layout.pools[:1]) or layout.kind == "vectors"
 
     def method(self, name: str, **settings):
         """The method of that name with what the bench holds; `settings` are fields of its dataclass. Nothing is recorded.
@@ -271,16 +278,17 @@ class Workbench:
         `settings`: fields of DescribeAndDissect to start from.
         """
         method = self.method("describe-and-dissect", **settings)
-        chats = {"Consensus": Consensus(), **(chats or {})}
-        return tune(method, self.recording, self.images, layer, unit, self.truth, chats, scorings)
+        chats, layer = {"Consensus": Consensus(), **(chats or {})}, layer or self.target.layers[-1]
+        return tune(method, self.recorded(layer, method.pool), self.images, layer, unit, self.truth, chats, scorings)
 
-    def report(self, path="neuronbench-report.html", layers=None, values=None, **options):
+    def report(self, path="neuronbench-report.html", layers=None, values=None, pool=None, **options):
         """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.
 
         `values`: DataFrame layer, unit, method, measure, value, of any evaluations; their means are compared with 95 % intervals.
-        `options`: `title`, `k`, `quantile` and `pool` of `write_report`. Errors: ValueError if there is no description to report on.
+        `pool`: the pooling that ranks the exemplars, recorded if it is not yet; each layer's default when None.
+        `options`: `title`, `k` and `quantile` of `write_report`. Errors: those of `recorded`; ValueError if there is no description to report on.
         """
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [one for one in self.failures if layers is None or one["layer"] in layers]
         comparison = None if values is None else summary(values)
-        return write_report(path, self.recording, shown, comparison, failures, self._settings, **options)
+        return write_report(path, self._recorded(tuple(shown.layer.unique()), pool), shown, comparison, failures, self._settings, pool=pool, **options)

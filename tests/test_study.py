@@ -110,6 +110,15 @@ def test_what_cannot_be_designed(recording, tmp_path, study):
         Study(tmp_path / "nothing")
 
 
+def test_the_pictures_are_those_of_the_pooling_asked_for(recording, tmp_path):
+    both = nb.record(recording.target, recording.images, pool=("mean", "max"), progress=False)
+    sheets = {pool: sessions(Study.design(tmp_path / str(pool), described([0]), both, 1, 1, k=2, pool=pool))[0].question(0)["sheet"] for pool in (None, "mean", "max")}
+    assert sheets[None] == sheets["mean"] != sheets["max"]
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        Study.design(tmp_path / "new", described([0]), recording, 1, 1, pool="max")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_statement_counts_the_pictures_that_are_shown(recording, tmp_path):
     [session] = sessions(Study.design(tmp_path / "four", described([0], "A"), recording, 1, per_unit=1, k=4))
     assert session.statement == "Does the description accurately describe most of the above 4 images?"

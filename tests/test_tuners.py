@@ -36,6 +36,12 @@ def recording():
     return tiny_recording()
 
 
+@pytest.fixture(scope="module")
+def both():
+    """Recorded by two poolings."""
+    return tiny_recording(("mean", "max"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Every test starts with nothing known."""
@@ -223,6 +229,21 @@ def test_each_control_is_a_field_of_the_settings(recording, name, value):
     assert executed(tuner.code)["crops"] == tuner.settings
     tuner.settings = CropSettings()
     assert tuner.settings == CropSettings() and getattr(tuner, name) == getattr(CropSettings(), name)
+
+
+def test_the_exemplars_are_those_of_the_pooling_asked_for(both, recording):
+    tuner = listen(CropsTuner(both, "maps", 5, k=6, side=60, pool="max"))
+    ask(tuner, "ask")
+    content, _ = last(tuner, "exemplars")
+    assert content["pool"] == "max" and content["images"] == both.top("maps", 5, 6, "max").image.tolist()
+    tuner.pool = None
+    content, _ = last(tuner, "exemplars")
+    assert content["pool"] == "mean" and content["images"] == both.top("maps", 5, 6, "mean").image.tolist() != both.top("maps", 5, 6, "max").image.tolist()
+    assert len(last(tuner, "steps")[1]) == 2  # the maps of other images are sent again
+    tuner.layer, tuner.pool = "vector", "max"
+    assert last(tuner, "exemplars")[0]["pool"] is None
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        CropsTuner(recording, "maps", 5, pool="max")
 
 
 def test_settings_out_of_range_are_refused(recording):
@@ -592,8 +613,22 @@ def test_the_page_has_everything_inside_and_nothing_that_runs(compare, tmp_path)
     assert "http" not in static_page([], ["a"], "maps", None)
 
 
+def test_the_pictures_are_those_of_the_pooling_asked_for(both, recording):
+    compare = listen(Compare(both, {"a": tiny_descriptions()}, "maps", [5], pool="max"))
+    ask(compare, "pictures", layer="maps", units=[5], pool="max")
+    ask(compare, "pictures", layer="maps", units=[5], pool=None)
+    largest, mean = (buffers for _, buffers in compare.sent)
+    assert [content["pool"] for content, _ in compare.sent] == ["max", None] and largest != mean
+    assert largest == [compare._thumbnail(i) for i in both.top("maps", 5, 5, "max").image]
+    assert "pooled by max" in compare.page() and compare.code.endswith(", pool='max')")
+    compare.layer = "vector"
+    assert "pooled by" not in compare.page() and "pool" not in Compare(both, {"a": tiny_descriptions()}, "maps", [5]).code
+    with pytest.raises(KeyError, match="no recorded pooling 'max'"):
+        Compare(recording, {"a": tiny_descriptions()}, "maps", pool="max")
+
+
 def test_pictures_cross_for_the_rows_in_view(compare):
-    ask(compare, "pictures", units=[1, 39])
+    ask(compare, "pictures", layer="maps", units=[1, 39], pool=None)
     assert [content["unit"] for content, _ in compare.sent] == [1, 39] and [len(buffers) for _, buffers in compare.sent] == [5, 5]
     assert max(Image.open(io.BytesIO(compare.sent[0][1][0])).size) <= 112
 
@@ -690,6 +725,15 @@ def test_a_method_from_outside_moves_the_controls(bench):
     bench.method = dataclasses.replace(bench.method, crops=CropSettings(threshold=77), beta=1, temperature=0.0, prompts=Prompts(paint="See {candidate}"))
     assert bench.crops.threshold == 77 and bench.scoring.beta == 1 and bench.prompts.temperature == 0 and bench.prompts.paint == "See {candidate}"
     assert bench.method.crops.threshold == 77 and bench.method.beta == 1
+
+
+def test_all_tuners_show_the_exemplars_of_the_methods_pooling(both, tmp_path):
+    bench = tune(fake_method(pool="max"), both, both.images, "maps", 5, folder=tmp_path)
+    key = bench.prompts._key(5)
+    assert bench.crops.pool == bench.compare.pool == "max"
+    bench.method = dataclasses.replace(bench.method, pool="mean")
+    assert bench.crops.pool == bench.compare.pool == "mean" and bench.prompts._key(5) != key  # captions of other images are not taken for these
+    assert "pool='mean'" in bench.bar.code
 
 
 def test_the_tabs_choose_the_page(bench):

@@ -114,7 +114,7 @@ def test_crops_are_redrawn_while_the_threshold_is_dragged(page):
     wait_for_python(page, f"bench.method.crops.threshold == {level}")
     code = """import json
 from neuronbench.widgets.crops_tuner import page_steps
-best = bench.crops._best('maps', 3)
+best = bench.crops._best()
 print(json.dumps([len(one.boxes) for one in page_steps(best.maps[0], bench.crops.settings, 60)]))"""
     expected = json.loads(kernel_says(page, code))
     assert part.locator(".nb-exemplar").evaluate_all("all => all.map(one => one.querySelectorAll('.nb-crop').length)") == expected

@@ -130,6 +130,18 @@ def test_card_and_browser_are_ranked_by_the_pooling_asked_for():
         bench.browse("0", "class")
 
 
+def test_report_and_tuners_show_the_exemplars_of_the_pooling_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bench = bench_of(pictures())
+    bench.describe("0", units=[1], pool="max")
+    for pool, said in (("max", "pooled: 0 by max."), (None, "pooled: 0 by mean.")):
+        assert said in bench.report(tmp_path / "r.html", pool=pool).read_text()
+    with pytest.raises(ValueError, match="has no class token"):
+        bench.report(tmp_path / "r.html", pool="class")
+    with pytest.raises(KeyError, match="did you mean 'max'"):
+        bench.report(tmp_path / "r.html", pool="maximum")
+
+
 def test_a_bench_records_the_poolings_that_it_is_given():
     bench = bench_of(pictures(), pool=["mean", "max"])
     assert bench.recorded("0", "max") is bench.recording and (bench.recording.pooled("0", "max") >= bench.recording["0"]).all()

@@ -27,7 +27,7 @@ class CompareView extends TunerView {
 
   buildMain() {
     this.strips = new Map(); // unit -> the element with its pictures
-    this.pictures = new Map(); // unit -> canvases that have arrived
+    this.pictures = new Map(); // name of layer, unit and pooling -> canvases that have arrived
     this.headline = make("h3", { class: "nb-title" });
     this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false" });
     this.query.addEventListener("input", () => this.set({ query: this.query.value }));
@@ -54,7 +54,7 @@ class CompareView extends TunerView {
 
   listen() {
     super.listen();
-    this.on(["rows", "names", "listed", "layer"], () => this.show());
+    this.on(["rows", "names", "listed", "layer", "pool"], () => this.show());
     this.on(["query", "only_disagreeing", "chosen"], () => this.showFilter());
   }
 
@@ -88,7 +88,7 @@ class CompareView extends TunerView {
 
   row(row, truth) {
     const strip = make("div", { class: "nb-strip", "data-unit": row.unit });
-    strip.append(...(this.pictures.get(row.unit) ?? []));
+    strip.append(...(this.pictures.get(this.nameOf(row.unit)) ?? []));
     this.strips.set(row.unit, strip);
     const known = truth ? [make("td", { text: row.truth ?? "" })] : [];
     return make(
@@ -111,16 +111,21 @@ class CompareView extends TunerView {
 
   fetch(entries) {
     const units = entries.filter((entry) => entry.isIntersecting).map((entry) => Number(entry.target.dataset.unit));
-    const missing = units.filter((unit) => !this.pictures.has(unit));
-    missing.forEach((unit) => this.pictures.set(unit, []));
-    if (missing.length) this.send("pictures", { units: missing });
+    const missing = units.filter((unit) => !this.pictures.has(this.nameOf(unit)));
+    missing.forEach((unit) => this.pictures.set(this.nameOf(unit), []));
+    if (missing.length) this.send("pictures", { layer: this.get("layer"), units: missing, pool: this.get("pool") });
+  }
+
+  nameOf(unit, layer = this.get("layer"), pool = this.get("pool")) {
+    return JSON.stringify([layer, unit, pool]);
   }
 
   async receive(content, buffers) {
     if (content.kind === "file") save(content.name, content.type, content.text);
     if (content.kind !== "pictures") return;
     const canvases = (await bitmaps(buffers)).map((bitmap) => thumbnail(bitmap));
-    this.pictures.set(content.unit, canvases);
-    this.strips.get(content.unit)?.replaceChildren(...canvases);
+    const name = this.nameOf(content.unit, content.layer, content.pool);
+    this.pictures.set(name, canvases);
+    if (name === this.nameOf(content.unit)) this.strips.get(content.unit)?.replaceChildren(...canvases);
   }
 }

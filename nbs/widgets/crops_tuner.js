@@ -51,10 +51,11 @@ class CropsView extends TunerView {
 
   buildMain() {
     this.headline = make("h3", { class: "nb-title", "aria-live": "polite" });
+    this.ranked = make("div", { class: "nb-muted nb-small" });
     this.legend = make("div", { class: "nb-muted nb-small", text: "Numbered boxes become crops, shown below each exemplar as the captioner sees them; dashed boxes are left out." });
     this.noMaps = make("div", { class: "nb-message", text: "This layer has no activation maps, so there are no attention crops: Describe-and-Dissect goes on with the exemplars alone." });
     this.grid = make("div", { class: "nb-grid", role: "list", "aria-label": "Exemplars with their crops" });
-    return [this.headline, this.legend, this.noMaps, this.grid];
+    return [this.headline, this.ranked, this.legend, this.noMaps, this.grid];
   }
 
   listen() {
@@ -97,6 +98,7 @@ class CropsView extends TunerView {
     this.rows = 1;
     this.tiles = this.pictures.map((bitmap, i) => new Tile(bitmap, content, i));
     this.grid.replaceChildren(...this.tiles.map((tile) => tile.root));
+    this.ranked.textContent = content.pool ? `Exemplars are ranked by their activation, pooled by ${content.pool}.` : "";
     this.noMaps.hidden = content.spatial;
     this.legend.hidden = !content.spatial;
     if (!content.spatial) this.root.dataset.drawn = content.key;

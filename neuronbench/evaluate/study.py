@@ -66,11 +66,12 @@ class Study:
         per_unit: int = 3,  # raters of each unit
         k: int = 10,  # exemplars shown
         seed: int = 0,  # of who is asked what, and of the order of descriptions
+        pool: str | None = None,  # recorded pooling that ranks the exemplars; each layer's default if None
     ) -> "Study":
         """A new study of all units that have a description, and exemplars to show.
 
-        Errors: those of `described_units`; ValueError if there is no such unit, for more raters of a unit than there are, and for two of one name;
-        FileExistsError if the folder holds a study.
+        Errors: those of `described_units`; KeyError for a pooling that was not recorded; ValueError if there is no such unit, for more raters of a unit
+        than there are, and for two of one name; FileExistsError if the folder holds a study.
         """
         names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, int) else list(raters)
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -82,7 +83,7 @@ class Study:
         folder = Path(folder)
         if (folder / FILE).exists() and not is_half(folder / FILE):
             raise FileExistsError(f"{str(folder)!r} holds a study already: its answers would be lost; choose another folder")
-        questions = _questions(given, recording, k)
+        questions = _questions(given, recording, k, pool)
         if not questions:
             raise ValueError("no unit has a description and exemplars, so there is nothing to rate")
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,11 +116,11 @@ class Study:
         return pd.DataFrame(rows, columns=["rater", "answered", "asked"])
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu14
-def _questions(given, recording, k):
+def _questions(given, recording, k, pool):
     """[(layer, unit, sheet as JPEG, {text: [methods]})]."""
     seen, found = Seen(recording.images, recording.target), []
     for layer, rows in given.groupby("layer", sort=False):
-        best = exemplars(recording, layer, rows.unit.unique(), k)
+        best = exemplars(recording, layer, rows.unit.unique(), k, pool=pool)
         for unit, images in zip(best.units, best.images):
             shown = [seen[image] for image in images[images >= 0]]
             if not shown:  # a unit that is finite on no image

@@ -502,10 +502,10 @@ class Target(_Libraries):
 
     def at(
         self,
-        layer: str,  # dotted name
+        *layers: str,  # dotted names
     ):
-        """The same network with one layer of interest; what is known of layouts is shared. Errors: KeyError for an unknown layer."""
-        return self._with([layer], self.autocast)
+        """The same network with these layers of interest; what is known of layouts is shared. Errors: KeyError for an unknown layer."""
+        return self._with(layers, self.autocast)
 
     def in_precision(
         self,

@@ -21,7 +21,7 @@ from ..describe.descriptions import COLUMNS, chosen_units
 from ..probe.seen import Seen
 from .browser import check_descriptions, jpeg
 from .files import joined
-from .grid import best_descriptions, readable
+from .grid import best_descriptions, pooling_of, readable
 from .tuner import Tuner, chosen_numbers, imports, written
 
 # %% ../../nbs/widgets/08_compare.ipynb #59d8676b
@@ -118,15 +118,17 @@ def static_page(
     names: list,  # of the methods or settings, one for each answer
     layer: str,
     pictures,  # callable: unit -> list of bytes, JPEG files of its exemplars
+    pool: str | None = None,  # the pooling that ranks the exemplars, None for a layer of vectors
 ) -> str:
     """The table as one HTML file with everything inside and no script; all text is escaped."""
     with_truth = any(row["truth"] is not None for row in rows)
     heads = ["unit", "exemplars", *["truth"] * with_truth, *names]
     differ, count = sum(row["disagree"] for row in rows), len(rows)
     title = f"{html.escape(layer)}: {count} {'unit' if count == 1 else 'units'}"
+    ranked = f" Exemplars are ranked by their activation, pooled by {pool}." if pool else ""
     body = "".join(_page_row(row, pictures(row["unit"]), with_truth) for row in rows)
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>'
-            f"<h1>{title}</h1><p>{differ} of them described in different words. Made with NeuronBench.</p>"
+            f"<h1>{title}</h1><p>{differ} of them described in different words.{ranked} Made with NeuronBench.</p>"
             '<label><input type="checkbox" id="disagree"> only where they disagree</label>'
             f"<table><thead><tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr></thead><tbody>{body}</tbody></table></body></html>")
 
@@ -164,6 +166,7 @@ class CompareState(Tuner):
     chosen = traitlets.Unicode(help="The units in the table, such as '3, 5-9'; all of the layer if empty.").tag(sync=True)
     units = traitlets.List(help="The units in the table; made by Python.").tag(sync=True)
     listed = traitlets.List(help="The units that pass the filter; made by Python.").tag(sync=True)
+    pool = traitlets.Unicode(None, allow_none=True, help="The recorded pooling that ranks the exemplars; each layer's default if None.").tag(sync=True)
 
 # %% ../../nbs/widgets/08_compare.ipynb #ecb6ec08
 _THUMBNAIL = 112  # pixels, the longer side of a picture in the table
@@ -172,7 +175,7 @@ _THUMBNAIL = 112  # pixels, the longer side of a picture in the table
 class Compare(CompareState):
     """Several methods or settings on the same units of a layer; `table` is what it shows, `save(path)` writes it as a page.
 
-    Errors: KeyError names the nearest layer, ValueError names units that are not there or columns that are missing.
+    Errors: KeyError names the nearest layer or the recorded poolings, ValueError names units that are not there or columns that are missing.
     """
 
     def __init__(
@@ -183,15 +186,17 @@ class Compare(CompareState):
         units=None,  # numbers of units; all of the layer if None
         truth=None,  # DataFrame with layer, unit, description: the known meanings
         k=5,  # exemplars of each unit
+        pool=None,  # the recorded pooling that ranks them; each layer's default if None
     ):
+        pooling_of(recording, layer or recording.layers[-1], pool)
         self.truth, self._seen, self._reasons = truth, Seen(recording.images, recording.target), {}
         self.methods = {name: one for name, one in descriptions.items() if callable(one)}
         self.descriptions = {name: None if callable(one) else check_descriptions(one, recording) for name, one in descriptions.items()}
-        self._pictures = functools.lru_cache(4096)(lambda layer, unit: [self._thumbnail(i) for i in recording.top(layer, unit, k)["image"]])
-        super().__init__(recording, layer, alone=False)
+        self._pictures = functools.lru_cache(4096)(lambda layer, unit, pool: [self._thumbnail(i) for i in recording.top(layer, unit, k, pool)["image"]])
+        super().__init__(recording, layer, alone=False, pool=pool)
         self.chosen = "" if units is None else ", ".join(str(unit) for unit in chosen_units(recording, {self.layer: units})[self.layer])
         self.actions |= {"ask": self._fill, "run": self.run, "page": self._send_page, "csv": self._send_csv, "pictures": self._send_pictures}
-        self.observe(self._fill, ["chosen", "layer"])
+        self.observe(self._fill, ["chosen", "layer", "pool"])
         self.observe(self._list, ["query", "only_disagreeing", "rows"])
         self._fill()
 
@@ -216,8 +221,8 @@ class Compare(CompareState):
         parts = [f"{name!r}: {written(self.methods[name], 'method', 4, self.model_names) if name in self.methods else 'descriptions'}" for name in self.names]
         lines = "".join(f"    {part},\n" for part in parts)
         needed = "\n".join(filter(None, ["from neuronbench.widgets.compare import Compare", imports(*self.methods.values())]))
-        truth = ", truth=truth" if self.truth is not None else ""
-        return f"{needed}\n\ncompare = Compare(recording, {{\n{lines}}}, {self.layer!r}, {list(self.units)!r}{truth})"
+        rest = ", truth=truth" * (self.truth is not None) + (f", pool={self.pool!r}" if self.pool else "")
+        return f"{needed}\n\ncompare = Compare(recording, {{\n{lines}}}, {self.layer!r}, {list(self.units)!r}{rest})"
 
     def change_method(self, name: str, method):
         """Another method of this name; what the one before it said is dropped."""
@@ -255,17 +260,17 @@ class Compare(CompareState):
 
     def page(self) -> str:
         """The listed units as an HTML page that needs no kernel."""
-        listed = set(self.listed)
-        return static_page([row for row in self.rows if row["unit"] in listed], self.names, self.layer, lambda unit: self._pictures(self.layer, unit))
+        listed, pooled = set(self.listed), pooling_of(self.recording, self.layer, self.pool)
+        return static_page([row for row in self.rows if row["unit"] in listed], self.names, self.layer, lambda unit: self._pictures(self.layer, unit, self.pool), pooled)
 
     def save(self, path):
         """Write the page; an older one stays until it is whole."""
         with replacing(path) as unfinished:
             unfinished.write_text(self.page(), encoding="utf-8")
 
-    def _send_pictures(self, units):
+    def _send_pictures(self, layer, units, pool):
         for unit in units:
-            self.send({"kind": "pictures", "unit": unit}, self._pictures(self.layer, unit))
+            self.send({"kind": "pictures", "layer": layer, "unit": unit, "pool": pool}, self._pictures(layer, unit, pool))
 
     def _send_page(self):
         self.send({"kind": "file", "name": f"{self.layer}.html", "type": "text/html", "text": self.page()})

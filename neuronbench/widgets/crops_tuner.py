@@ -18,7 +18,7 @@ from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 from .browser import jpeg, small_png
 from .files import joined
-from .grid import map_colours, names_of
+from .grid import map_colours, names_of, pooling_of
 from .tuner import Tuner, imports, written
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #da6cf68b
@@ -54,13 +54,14 @@ def exemplars_message(
     best,  # Exemplars of one unit
     picture,  # callable: position in the probing set -> bytes of a JPEG file
     key: str,
+    pool: str | None = None,  # the pooling that ranks them; None for a layer of vectors
 ) -> tuple:
     """(content, buffers) of the exemplars of a unit; `spatial` says whether they have maps."""
     ranked = best.images[0][best.images[0] >= 0]
     names = [names_of(recording.images, i) for i in ranked]
     content = {
         "kind": "exemplars", "key": key, "images": ranked.tolist(), "activations": best.activations[0][: len(ranked)].tolist(),
-        "labels": [label for label, _ in names], "ids": [name for _, name in names], "spatial": best.maps is not None,
+        "labels": [label for label, _ in names], "ids": [name for _, name in names], "spatial": best.maps is not None, "pool": pool,
     }
     return content, [picture(int(i)) for i in ranked]
 
@@ -109,18 +110,21 @@ class CropsState(Tuner):
 class CropsTuner(CropsState):
     """A view of a unit's exemplars with their attention crops; `settings` are the CropSettings on view.
 
-    `CropsTuner(recording, "layer4", 7)`. Errors: KeyError names the nearest layer, IndexError the units there are.
+    `CropsTuner(recording, "layer4", 7)`. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are.
     """
 
-    def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10, side=SIDE):
+    pool = traitlets.Unicode(None, allow_none=True, help="The recorded pooling that ranks the exemplars; each layer's default if None.")
+
+    def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10, side=SIDE, pool=None):
+        pooling_of(recording, layer or recording.layers[-1], pool)
         seen = Seen(recording.images, recording.target)
         self._resized = lambda i: seen[i].resize((side, side))
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
-        self._best = functools.lru_cache(64)(lambda layer, unit: exemplars(recording, layer, units=[unit], k=k))
+        self._ranked = functools.lru_cache(64)(lambda layer, unit, pool: exemplars(recording, layer, units=[unit], k=k, pool=pool))
         self._side, self._unit_on_view, self._maps_on_view = side, None, None
-        super().__init__(recording, layer, unit, **{name: getattr(settings, name) for name in FIELDS})
+        super().__init__(recording, layer, unit, pool=pool, **{name: getattr(settings, name) for name in FIELDS})
         self.actions |= {"ask": self._show_unit}
-        self.observe(self._change_unit, ["layer", "unit"])
+        self.observe(self._change_unit, ["layer", "unit", "pool"])
         self.observe(self._show_steps, FIELDS)
         self._write_code()
 
@@ -136,21 +140,20 @@ class CropsTuner(CropsState):
                 setattr(self, name, getattr(settings, name))
 
     def _change_unit(self, change):
-        if self._unit_on_view != (self.layer, self.unit):  # layer and unit may have come together
+        if self._unit_on_view != (self.layer, self.unit, self.pool):  # layer and unit may have come together
             self._show_unit()
 
     def _show_unit(self):
         with self.telling():
-            best = self._best(self.layer, self.unit)
-            self.send(*exemplars_message(self.recording, best, self._picture, self._key()))
-            self._unit_on_view, self._maps_on_view = (self.layer, self.unit), None
+            self.send(*exemplars_message(self.recording, self._best(), self._picture, self._key(), pooling_of(self.recording, self.layer, self.pool)))
+            self._unit_on_view, self._maps_on_view = (self.layer, self.unit, self.pool), None
             self._show_steps()
 
     def _show_steps(self, change=None):
         with self.telling():
-            best = self._best(self.layer, self.unit)
+            best = self._best()
             if best.maps is not None:
-                on_view = self.layer, self.unit, self.upsampling
+                on_view = self.layer, self.unit, self.pool, self.upsampling
                 steps = page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
                 self.send(*steps_message(steps, self._key(), on_view != self._maps_on_view))
                 self._maps_on_view = on_view
@@ -159,10 +162,13 @@ class CropsTuner(CropsState):
 
     def still(self):
         """The page as a PNG file."""
-        best = self._best(self.layer, self.unit)
+        best = self._best()
         pictures = [self._resized(int(i)) for i in best.images[0] if i >= 0]
         steps = [None] * len(pictures) if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
         return {"image/png": base64.b64encode(small_png(crops_figure(pictures, steps, f"{self.layer} unit {self.unit}"))).decode()}
+
+    def _best(self):
+        return self._ranked(self.layer, self.unit, self.pool)
 
     def _key(self):
         return f"{self.layer} {self.unit} {' '.join(str(getattr(self, name)) for name in FIELDS)}"

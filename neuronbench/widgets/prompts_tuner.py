@@ -281,7 +281,7 @@ class PromptsTuner(PromptsEditor):
 
     def _key(self, unit):
         method = self.method
-        return self.layer, unit, id(method.captioner), method.crops, method.exemplars, method.image_size
+        return self.layer, unit, id(method.captioner), method.crops, method.exemplars, method.image_size, method.pool
 
     def _estimate(self, change=None):
         with self.telling():

@@ -44,10 +44,10 @@ class Tuners(ipywidgets.VBox):
 
     def __init__(self, method, recording, layer, unit, truth=None, chats=None, scorings=None, folder="prompts"):
         settings = {} if method.crops is None else {"settings": method.crops}
-        self.crops = CropsTuner(recording, layer, unit, **settings, k=method.exemplars, side=method.image_size)
+        self.crops = CropsTuner(recording, layer, unit, **settings, k=method.exemplars, side=method.image_size, pool=method.pool)
         self.prompts = PromptsTuner(method, recording, layer, unit, chats=chats, truth=truth, folder=folder)
         self.scoring = ScoringTuner(method, recording, layer, unit, scorings=scorings or ())
-        self.compare = Compare(recording, {"as given": method, "tuned": method}, layer, truth=truth)
+        self.compare = Compare(recording, {"as given": method, "tuned": method}, layer, truth=truth, pool=method.pool)
         self.bar = TunersBar(recording, layer, unit)
         self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare], selected_index=0)
         super().__init__([self.bar, self.pages], method=method, layer=self.bar.layer, unit=self.bar.unit)
@@ -98,6 +98,7 @@ class Tuners(ipywidgets.VBox):
                 tuner.method = self.method
         if self.method.crops is not None and self.crops.settings != self.method.crops:
             self.crops.settings = self.method.crops
+        self.crops.pool = self.compare.pool = self.method.pool
         self.compare.change_method("tuned", self.method)
         self._write_code()
 
@@ -119,6 +120,6 @@ def tune(
     scorings=None,  # scoring functions of one's own, shown beside the built-in four
     folder="prompts",  # of the saved prompts
 ) -> Tuners:
-    """All tuners of one unit as one workbench. Errors: KeyError names the nearest layer, IndexError the units there are, ValueError for other images."""
+    """All tuners of one unit as one workbench. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError for other images."""
     check_images(recording, images)
     return Tuners(method, recording, layer, unit, truth, chats, scorings, folder)
