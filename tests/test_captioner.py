@@ -3,7 +3,6 @@ import base64
 import io
 import json
 import shutil
-import sqlite3
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -16,9 +15,10 @@ from PIL import Image
 from test_clip import Bomb, make_folder
 
 import neuronbench as nb
+from neuronbench.basics import ContentStore, cache_folder
 from neuronbench.foundation.captioner import CAPTION_PROMPT, Captioner, ChatCaptioner, ConceptCaptioner
 from neuronbench.foundation.chat import Chat
-from neuronbench.foundation.clip import CLIP
+from neuronbench.foundation.clip import CLIP, image_keys
 from neuronbench.probe.images import BadImage
 
 KINDS = {"blip": tiny_models.blip, "blip2": tiny_models.blip2, "vit_gpt2": tiny_models.vit_gpt2, "qwen2_vl": tiny_models.qwen2_vl}
@@ -277,9 +277,6 @@ def test_concepts_that_clip_cannot_tell_apart_are_warned_of(clip):
 
 
 def test_a_damaged_caption_is_made_anew(blip):
-    from neuronbench.basics import ContentStore, cache_folder
-    from neuronbench.foundation.clip import image_keys
-
     first = blip.captions(pictures(1))
     ContentStore(cache_folder("captions") / f"{blip.fingerprint}.sqlite").put({key: b"\xff\xfe\x00" for key in image_keys(pictures(1), [0])})
     assert blip.captions(pictures(1)) == first
@@ -373,15 +370,8 @@ def test_refused_and_empty_answers_are_empty_captions_and_asked_again(serve):
     captioner = ChatCaptioner(Chat("sees", base_url=f"http://127.0.0.1:{server.server_port}/v1", retries=0, concurrency=1))
     with pytest.warns(UserWarning, match="sees gave no caption of 2 images; of the first: .*do not look"):
         assert captioner.captions(pictures(3)) == ["", "", "a boat"]
-    with sqlite3.connect(next((cache_of(captioner)).glob("*.sqlite"))) as database:
-        assert database.execute("SELECT value FROM content").fetchall() == [(b"a boat",)]
-
-
-def cache_of(captioner):
-    from neuronbench.basics import cache_folder
-
-    assert captioner.fingerprint
-    return cache_folder("captions")
+    store = ContentStore(cache_folder("captions") / f"{captioner.fingerprint}.sqlite")
+    assert list(store.get(image_keys(pictures(3), range(3))).values()) == [b"a boat"]
 
 
 def test_answers_with_html_stay_text_on_one_line(serve):

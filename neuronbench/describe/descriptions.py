@@ -11,17 +11,14 @@ __all__ = ['COLUMNS', 'describe_frame', 'trace_frame', 'joined_frames', 'replace
 import csv
 import io
 import math
-import os
 import re
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..basics import cache_folder, choose, replacing
+from ..basics import cache_folder, choose, keep_file, kept_file, replacing
 
 # %% ../../nbs/describe/01_descriptions.ipynb #753345f9
 COLUMNS = ["layer", "unit", "description", "score", "method"]
@@ -183,11 +180,10 @@ def kept(
     if arrays is not None and not _missing(arrays):
         return arrays
     arrays = compute()
-    if _missing(arrays):
-        return arrays
-    unfinished = path.with_name(f".{key}.{os.getpid()}.npz")
-    np.savez(unfinished, **arrays)
-    os.replace(unfinished, path)
+    if not _missing(arrays):
+        packed = io.BytesIO()
+        np.savez(packed, **arrays)
+        keep_file(path, packed.getbuffer())
     return arrays
 
 
@@ -198,13 +194,10 @@ def _missing(arrays):
 
 def _sound_arrays(path):
     """The arrays of a file, or None if it is missing or damaged."""
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except FileNotFoundError:
+    if (packed := kept_file(path)) is None:
         return None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError):  # what numpy and zipfile say of damaged bytes
-        return None
+    with np.load(io.BytesIO(packed)) as arrays:
+        return dict(arrays)
 
 # %% ../../nbs/describe/01_descriptions.ipynb #edd6619f
 _RUN = r"'*[=+\-@\t\r\n＝＋－＠]"  # how a text begins that a spreadsheet runs, or one that was guarded from it
