@@ -19,7 +19,7 @@ from neuronbench.basics import cache_folder, content_key
 from neuronbench.describe.descriptions import describe_frame
 from neuronbench.describe.prompts import Prompts
 from neuronbench.embedded.world import WEIGHTS
-from neuronbench.foundation.chat import Chat, Request
+from neuronbench.foundation.chat import Chat, Request, _address, _on_this_machine
 
 KEY = "sk-a-very-secret-key-0123456789"
 
@@ -28,7 +28,8 @@ KEY = "sk-a-very-secret-key-0123456789"
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_VERSION", "AZURE_OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.05)  # the client's own backoff, ten times as fast
 
 
@@ -654,7 +655,7 @@ def test_an_interrupt_cancels_what_is_in_flight_and_keeps_what_is_done(proxy, ex
 
 def test_ctrl_c_in_a_process_of_its_own(proxy, tmp_path):
     proxy.always = hang
-    code = ("import signal, sys; from neuronbench.foundation.chat import Chat, Request\n"
+    code = ("import signal, sys; from neuronbench.foundation.chat import Chat, Request, _address, _on_this_machine\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
             "try: Chat('tiny', base_url=sys.argv[1]).answers([Request(({'role': 'user', 'content': 'a'},))], progress=False)\n"
             "except KeyboardInterrupt: print('stopped')")
@@ -705,7 +706,7 @@ def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(monkeypatch
 
     sent = []
     openai_itself = httpx2.MockTransport(answer)
-    monkeypatch.setattr("neuronbench.foundation.chat._http_client", lambda timeout: httpx2.AsyncClient(transport=openai_itself))
+    monkeypatch.setattr("neuronbench.foundation.chat._http_client", lambda *_: httpx2.AsyncClient(transport=openai_itself))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert Chat("gpt-4o-mini").answers([ask("a")], progress=False)[0].text == "fine"
     assert str(sent[0].url) == "https://api.openai.com/v1/chat/completions" and sent[0].headers["Authorization"] == f"Bearer {KEY}"
@@ -713,7 +714,106 @@ def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(monkeypatch
     assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
 
 
-@pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}, {"thinking": -1}], ids=str)
+# Addresses
+
+
+PROXIES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("through", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "nonsense://x"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "127.0.0.1:{}/v1"])
+def test_a_server_on_this_machine_is_asked_directly(proxy, monkeypatch, through, host):
+    for name in PROXIES:
+        monkeypatch.setenv(name, through)
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    port = proxy.url.rsplit(":")[-1].split("/")[0]
+    address = f"http://{host.format(port)}" if "{}" in host else f"http://{host}:{port}/v1"
+    assert Chat("tiny", base_url=address, retries=0).answers([ask("a")], progress=False)[0].text == "fine"
+
+
+def test_a_server_elsewhere_is_asked_through_the_proxy(proxy, monkeypatch):
+    for name in PROXIES:
+        monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert Chat("tiny", base_url="http://example.invalid/v1", retries=0).answers([ask("a")], progress=False)[0].text == "fine"
+    for name in PROXIES:
+        monkeypatch.setenv(name, "socks9://me:secret@127.0.0.1:1")
+    with pytest.raises(ConnectionError, match="^no connection can be made through the proxy that the environment names") as caught:
+        Chat("tiny", base_url="http://example.invalid/v1", retries=0).answers([ask("b")], progress=False)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host, here", [
+    ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("0.0.0.0", True), ("localhost", True), ("box.localhost.", True), ("10.0.0.1", False), ("localhost.org", False),
+])
+def test_which_hosts_are_this_machine(host, here):
+    assert _on_this_machine(host) == here
+
+
+@pytest.mark.parametrize("given", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/"])
+@pytest.mark.parametrize("where", ["/v1/chat/completions", "/chat/completions"])
+@pytest.mark.filterwarnings("error")
+def test_an_address_with_and_without_v1_works(proxy, given, where):
+    proxy.always = lambda exchange: (completion("fine") if exchange.handler.path == where else status(404, '{"detail": "Not Found"}'))(exchange)
+    chat = Chat("tiny", base_url=proxy.url.removesuffix("/v1") + given)
+    assert chat.answers([ask("a")], progress=False)[0].text == "fine" and len(proxy.requests) == (1 if where.startswith("/v1") else 2)
+    assert chat.answers([ask("b")], progress=False)[0].text == "fine" and len(proxy.requests) == (2 if where.startswith("/v1") else 3)  # remembered
+
+
+def test_an_address_below_a_path_works(proxy):
+    proxy.always = lambda exchange: (completion("fine") if exchange.handler.path == "/api/v1/chat/completions" else status(404, "<html>"))(exchange)
+    for given in ["/api", "/api/v1/"]:
+        assert Chat("tiny", base_url=proxy.url.removesuffix("/v1") + given).answers([ask(given)], progress=False)[0].text == "fine"
+    answer = Chat("tiny", base_url=proxy.url.removesuffix("/v1") + "/other", retries=0).answers([ask("c")], progress=False)[0]
+    assert "/other answered 404" in answer.error
+
+
+@pytest.mark.parametrize("path, version", [("/openai/deployments/small?api-version=2024-10-21", ""), ("/openai/deployments/small/", "2024-10-21"),
+                                           ("/openai/deployments/small/chat/completions?api-version=2024-10-21", "2023-05-15")])
+@pytest.mark.parametrize("variable", ["AZURE_OPENAI_API_KEY", "OPENAI_API_KEY"])
+def test_azure_gets_its_version_and_its_header(proxy, monkeypatch, path, version, variable):
+    paths = []
+    proxy.always = lambda exchange: (paths.append(exchange.handler.path), completion("fine")(exchange))
+    monkeypatch.setenv(variable, KEY)
+    monkeypatch.setenv("OPENAI_API_VERSION", version)
+    chat = Chat("tiny", base_url=proxy.url.removesuffix("/v1") + path)
+    assert chat.answers([ask("a")], progress=False)[0].text == "fine"
+    assert paths == ["/openai/deployments/small/chat/completions?api-version=2024-10-21"]
+    assert proxy.headers[0]["api-key"] == KEY and proxy.headers[0]["Authorization"] is None
+    _nowhere(repr(chat), repr(vars(chat)))
+
+
+@pytest.mark.parametrize("url, version, place", [
+    ("https://lab.openai.azure.com", "", "https://lab.openai.azure.com/openai/v1"), ("https://lab.openai.azure.com/openai/v1/", "", "https://lab.openai.azure.com/openai/v1"),
+    ("https://lab.openai.azure.com/", "2024-10-21", "https://lab.openai.azure.com/openai/deployments/small"),
+    ("https://lab.openai.azure.com/openai?api-version=preview", "", "https://lab.openai.azure.com/openai/deployments/small"),
+    ("https://lab.services.ai.azure.com/models?api-version=2024-05-01-preview", "", "https://lab.services.ai.azure.com/models"),
+])
+def test_azures_addresses(monkeypatch, url, version, place):
+    monkeypatch.setenv("OPENAI_API_VERSION", version)
+    address = _address(url, "small")
+    assert address.places[0] == place and address.azure and not address.direct and address.name == place
+    assert address.query == {"api-version": url.partition("=")[2] or version} or "deployments" not in place
+    with pytest.raises(ValueError, match="set the environment variable AZURE_OPENAI_API_KEY"):
+        Chat("small", base_url=url).answers([ask("a")], progress=False)
+
+
+def test_an_azure_deployment_without_a_version_is_told_what_to_add():
+    with pytest.raises(ValueError, match=r"'small' has no version: add \?api-version=.*OPENAI_API_VERSION"):
+        Chat("tiny", base_url="https://lab.openai.azure.com/openai/deployments/small")
+
+
+def test_a_key_with_a_line_break_is_refused_without_being_shown(proxy, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    assert one(proxy).text == "fine" and proxy.headers[0]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY has characters that no key has") as caught:
+        one(proxy, "b")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"base_url": "localhost:8000"}, {"base_url": "http://localhost:80a"}, {"base_url": "http://[::1"}, {"base_url": "http://"}, {"concurrency": 0}, {"timeout": 0}, {"retries": -1}, {"thinking": -1}], ids=str)
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError):
         Chat("tiny", **settings)

@@ -18,7 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from urllib.parse import urlsplit
+from ipaddress import ip_address
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from tqdm.auto import tqdm
 
@@ -216,8 +217,8 @@ async def _at_once(ask, requests, most, keep):
         raise error
 
 # %% ../../nbs/foundation/03_chat.ipynb #88840ced
-def _http_client(timeout):
-    """The openai package's own HTTP client, which takes only whole JSON for an answer. `timeout` in seconds."""
+def _http_client(timeout, direct, azure):
+    """The openai package's own HTTP client, which takes only whole JSON for an answer. `timeout` in seconds; `direct`: through no proxy; `azure`: the key in its header."""
     import httpx2
     import openai
 
@@ -232,7 +233,14 @@ def _http_client(timeout):
         if _in_vain(response.status_code, response.text):
             response.headers["x-should-retry"] = "false"  # what the client goes by
 
-    return openai.DefaultAsyncHttpx2Client(timeout=timeout, event_hooks={"response": [check]})
+    async def sign(request):
+        if azure and "Authorization" in request.headers:
+            request.headers["api-key"] = request.headers.pop("Authorization").removeprefix("Bearer ")
+
+    try:
+        return openai.DefaultAsyncHttpx2Client(timeout=timeout, trust_env=not direct, event_hooks={"request": [sign], "response": [check]})
+    except (ImportError, ValueError) as error:  # of the proxy that the environment names
+        raise ConnectionError(f"no connection can be made through the proxy that the environment names: {error}") from None
 
 
 _NO_CREDIT = re.compile("insufficient_(?:user_)?quota|insufficient[ _](?:balance|credit|funds)|billing_(?:hard_limit_reached|not_active)|credit balance is too low", re.I)
@@ -336,33 +344,80 @@ def _better(short, long, thinks, budget):
     error = chosen.error and f"{chosen.error}; with {budget} tokens for thinking: {long.error}"
     return replace(chosen, error=error, prompt_tokens=tokens[0], completion_tokens=tokens[1])
 
+# %% ../../nbs/foundation/03_chat.ipynb #placefn
+_AZURE = (".azure.com", ".azure.us", ".azure.cn")
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a server is asked."""
+
+    places: tuple  # of addresses below which its interface may lie, likeliest first
+    query: dict  # sent with each request
+    azure: bool  # whether it wants Azure's header for the key
+    direct: bool  # whether it is on this machine
+
+    @property
+    def name(self) -> str:
+        """The likeliest address without user or password; OpenAI for its own."""
+        parts = urlsplit(self.places[0])
+        return "OpenAI" if parts.hostname == "api.openai.com" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _address(url, model):
+    """The `_Address` that `url` means, None being OpenAI. Errors: ValueError for what is no address and for Azure's without a version."""
+    parts = _split((url or "https://api.openai.com/v1").strip())
+    path, query, version = parts.path.rstrip("/").removesuffix("/chat/completions"), dict(parse_qsl(parts.query)), os.environ.get("OPENAI_API_VERSION")
+    of_azure = parts.hostname.endswith(_AZURE)
+    if of_azure and path in ("", "/openai"):
+        path = f"/openai/deployments/{quote(model, safe='')}" if version or "api-version" in query else "/openai/v1"
+    deployment = "/openai/deployments/" in path
+    if deployment and not (version or "api-version" in query):
+        raise ValueError(f"the address of the Azure deployment {path.rpartition('/')[2][:80]!r} has no version: add ?api-version=... as Azure shows it, such as "
+                         "?api-version=2024-10-21, or set the environment variable OPENAI_API_VERSION")
+    query = {"api-version": version} | query if deployment else query
+    paths = (path,) if deployment else (path, path.removesuffix("/v1")) if path.endswith("/v1") else (f"{path}/v1", path) if not path else (path, f"{path}/v1")
+    return _Address(tuple(f"{parts.scheme}://{parts.netloc}{path}" for path in paths), query, of_azure or deployment, _on_this_machine(parts.hostname))
+
+
+def _split(url):
+    """The parts of an address. Errors: ValueError for what is none."""
+    with suppress(ValueError):  # a port that is no number, an open bracket
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise ValueError(f"base_url is {url.rpartition('@')[2][:80]!r}; expected an address such as 'http://localhost:8000/v1'")
+
+
+def _on_this_machine(host):
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
 # %% ../../nbs/foundation/03_chat.ipynb #bebb4555
-def _api_key(base_url):
-    """`OPENAI_API_KEY`, or a placeholder for a server of one's own. Errors: ValueError if there is none and OpenAI wants one."""
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key and not base_url:
-        raise ValueError("no API key: set the environment variable OPENAI_API_KEY, or give the base_url of a server that needs none; "
+def _key_names(azure):
+    return ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if azure else ("OPENAI_API_KEY",)
+
+
+def _api_key(address):
+    """The key in the environment, or a placeholder for a server of one's own. Errors: ValueError if there is none and OpenAI or Azure wants one."""
+    names = _key_names(address.azure)
+    key = next((key for key in (os.environ.get(name, "").strip() for name in names) if key), "")
+    if not key and not address.direct and (address.azure or address.name == "OpenAI"):
+        raise ValueError(f"no API key: set the environment variable {names[0]}, or give the base_url of a server that needs none; "
                          "LocalChat and Consensus need no key")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"the API key in {' or '.join(names)} has characters that no key has, such as a line break: copy it anew")
     return key or "none-needed"
 
 
 def _without_key(text):
-    """`text` without the API key, should a server have echoed it; shorter keys (such as 'none') are no secrets."""
-    key = os.environ.get("OPENAI_API_KEY", "")
-    return text.replace(key, "[API key]") if len(key) >= 8 else text
-
-
-def _public(url):
-    """`url` without a user, password or query in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _checked(url):
-    """`url`, or None for OpenAI itself. Errors: ValueError for what is no address."""
-    if url and not url.startswith(("http://", "https://")):
-        raise ValueError(f"base_url is {url.rpartition('@')[2][:80]!r}; expected an address such as 'http://localhost:8000/v1'")
-    return url or None
+    """`text` without the API keys, should a server have echoed one; shorter keys (such as 'none') are no secrets."""
+    for key in (os.environ.get(name, "").strip() for name in _key_names(azure=True)):
+        text = text.replace(key, "[API key]") if len(key) >= 8 else text
+    return text
 
 # %% ../../nbs/foundation/03_chat.ipynb #refusefn
 _LIMITS = ("max_tokens", "max_completion_tokens")  # the older name, and the one for which OpenAI gave it up
@@ -415,6 +470,7 @@ class _Failure:
     sentence: str
     refused: frozenset = frozenset()  # names of parameters that the server does not take
     hopeless: bool = False  # whether it would be the same for every request
+    elsewhere: bool = False  # whether the interface is not at this address
 
 
 async def _body(client, model, request, sent, server, timeout):
@@ -440,7 +496,8 @@ def _failure(error, sent, server, timeout):
         said = _quoted(_without_key(error.response.text))
         if _no_credit(error.status_code, error.response.text):
             return _Failure(f"no credit is left at {server}; what was answered is kept, add credit and run again: {said}", hopeless=True)
-        return _Failure(f"{server} answered {error.status_code}{times}: {said}", frozenset(_refused(error, sent)))
+        elsewhere = error.status_code in (404, 405) and not re.search("model|deployment", error.response.text, re.I)
+        return _Failure(f"{server} answered {error.status_code}{times}: {said}", frozenset(_refused(error, sent)), elsewhere=elsewhere)
     if isinstance(error, openai.APITimeoutError):
         return _Failure(f"no answer from {server} within {timeout:g} s{times}")
     if isinstance(error.__cause__, httpx2.ConnectError):
@@ -460,17 +517,17 @@ def _characters(request):
 class Chat(ChatModel):
     """A chat model behind an OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, `transformers serve` ...
 
-    Errors, in `answers`: ValueError without `OPENAI_API_KEY` (not needed with `base_url`); ConnectionError if nothing can be
-    reached at the address, all retries through, or the credit is used up (what was answered before is kept). Asked again: 408,
-    409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and 400 and 422 that name a parameter, without it, with
-    one warning; and a model that has thought up to the limit, with `thinking` tokens more. Not asked again: other 4xx, JSON of another
-    shape, refusals.
+    Errors: ValueError for what is no address. In `answers`: ValueError without `OPENAI_API_KEY` (for Azure `AZURE_OPENAI_API_KEY`; not
+    needed for other servers); ConnectionError if nothing can be reached at the address, all retries through, or the credit is used up
+    (what was answered before is kept). Asked again: 408, 409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and what
+    names a parameter as refused, without it, with one warning; and a model that has thought up to the limit, with `thinking` tokens
+    more; and 404 at the address with `/v1` or without it. Not asked again: other 4xx, JSON of another shape, refusals.
     """
 
     def __init__(
         self,
         model: str,  # as the server calls it
-        base_url: str | None = None,  # such as "http://localhost:8000/v1"; `OPENAI_BASE_URL` or OpenAI itself if None
+        base_url: str | None = None,  # such as "http://localhost:8000/v1", or Azure's of a deployment; `OPENAI_BASE_URL` or OpenAI itself if None
         concurrency: int = 8,  # requests in flight
         timeout: float = 60,  # seconds of silence, and seconds for the whole of an answer that has begun
         retries: int = 4,
@@ -481,14 +538,14 @@ class Chat(ChatModel):
         if concurrency < 1 or timeout <= 0 or retries < 0 or thinking < 0:
             raise ValueError("concurrency must be 1 or more, timeout above 0, retries and thinking 0 or more; "
                              f"given {concurrency}, {timeout}, {retries}, {thinking}")
-        self.name, self._base_url = str(model), _checked(base_url or os.environ.get("OPENAI_BASE_URL"))
+        self.name, url = str(model), base_url or os.environ.get("OPENAI_BASE_URL")
+        self._address = _address(url, self.name)
         self.concurrency, self.timeout, self.retries, self.prices, self.thinking = concurrency, timeout, retries, prices, thinking
-        self.fingerprint = content_key("chat", self.name, self._base_url)
-        self._server = _public(self._base_url) if self._base_url else "OpenAI"
+        self.fingerprint = content_key("chat", self.name, self._address.places[0] if url else None, *sorted(self._address.query.items()))
+        self._server, self._places = self._address.name, self._address.places  # of the places the one that answers, once it is known
         self._characters, self._tokens = 4, 1  # seen so far
         self._thinks = False  # whether the model has been seen to think before it answers
-        newer = urlsplit(self._base_url or "https://api.openai.com").hostname == "api.openai.com"
-        self._limits, self._refused = _LIMITS[::-1] if newer else _LIMITS, frozenset()
+        self._limits, self._refused = _LIMITS[::-1] if self._server == "OpenAI" else _LIMITS, frozenset()
 
     def __repr__(self):
         return f"Chat({self.name!r}, server={self._server!r})"
@@ -501,7 +558,7 @@ class Chat(ChatModel):
         return [math.ceil(_characters(request) * self._tokens / self._characters) for request in requests]
 
     def _send(self, requests, keep, show):
-        _api_key(self._base_url)  # a missing key is an error of the caller's, raised here rather than in another thread
+        _api_key(self._address)  # a missing key is an error of the caller's, raised here rather than in another thread
         known = self._refused
         try:
             _run(self._ask_all(requests, keep), show)
@@ -518,8 +575,9 @@ class Chat(ChatModel):
     async def _ask_all(self, requests, keep):
         import openai
 
-        client = openai.AsyncOpenAI(api_key=_api_key(self._base_url), base_url=self._base_url or "https://api.openai.com/v1",
-                                    max_retries=self.retries, timeout=self.timeout, http_client=_http_client(self.timeout))
+        address = self._address
+        client = openai.AsyncOpenAI(api_key=_api_key(address), base_url=address.places[0], max_retries=self.retries, timeout=self.timeout, default_query=address.query,
+                                    http_client=_http_client(self.timeout, address.direct, address.azure))
         async with client:
             await _at_once(lambda request: self._ask(client, request), requests, self.concurrency, keep)
 
@@ -550,12 +608,16 @@ class Chat(ChatModel):
 
     async def _body(self, client, request, budget):
         """As the function `_body`, without the parameters that the server does not take: remembered when it answers without them."""
-        refused = self._refused
+        refused, places, nowhere = self._refused, self._places, None
         while True:
             sent = _sent(request, self._limits, refused, budget)
-            body, failure = await _body(client, self.name, request, sent, self._server, self.timeout)
+            body, failure = await _body(client.with_options(base_url=places[0]), self.name, request, sent, self._server, self.timeout)
             if failure is None:
-                self._refused |= refused
-            if failure is None or not failure.refused:
-                return body, failure
-            refused |= failure.refused  # one of the few that were sent: this ends
+                self._refused, self._places = self._refused | refused, places[:1]
+                return body, None
+            if failure.elsewhere and len(places) > 1:
+                nowhere, places = failure, places[1:]
+            elif failure.refused:
+                refused |= failure.refused  # one of the few that were sent: this ends
+            else:
+                return body, nowhere if failure.elsewhere and nowhere else failure
