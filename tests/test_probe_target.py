@@ -140,7 +140,7 @@ def test_hooks_and_training_flags_are_put_back(small):
     target.activations(batch)
     with pytest.raises(ZeroDivisionError):
         target.collect(batch, lambda *given: 1 / 0)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="images of 9 channels, and the network takes 3"):
         target.activations(torch.rand(2, 9, 12, 12))
     assert hooks(small) == 0 and small.training and small.deep[1].training and not small.bn.training
     assert torch.equal(small.bn.running_mean, torch.zeros(6))

@@ -16,7 +16,7 @@ from ..basics import content_key
 from .descriptions import unit_reasons
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps, cut
-from ..probe.images import ProbingSet
+from ..probe.images import CHANNELS, ProbingSet
 from ..probe.regions import exemplar_pictures
 
 # %% ../../nbs/describe/08_augmentation.ipynb #96154e03
@@ -35,6 +35,9 @@ def _boxes(
 # %% ../../nbs/describe/08_augmentation.ipynb #98cb8428
 def _record_crops(recording, look, pictures, wanted, size, watch):
     """{(image, box): (U,) activations of all units} of the distinct crops `wanted`."""
+    channels = next((picture.info[CHANNELS] for picture in pictures.values() if CHANNELS in picture.info), None)
+    if channels and wanted:
+        raise ValueError(f"the network takes arrays of {channels[0]} channels, and crops are cut from pictures of them: give crops=None")
     keys = [content_key("seen crop", recording.fingerprint, image, box, size) for image, box in wanted]
     crops = ProbingSet(lambda position: cut(pictures[wanted[position][0]], wanted[position][1]).image, keys, str)
     return dict(zip(wanted, look(crops, keys, watch), strict=True))

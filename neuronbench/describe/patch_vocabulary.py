@@ -113,7 +113,7 @@ def predicted_classes(
         raise ValueError("the vocabulary is made by class, and this target has no class names: give Target(..., classes=[...])")
     whole = LayerActivations(Target(_Whole(target.model), ["network"], target.preprocess, device=target.device), "network")
     keys = [content_key("image", recording.fingerprint, position) for position in positions]
-    some = ProbingSet(lambda number: recording.images[positions[number]], keys, str)
+    some = ProbingSet(lambda number: recording.images.input(positions[number]), keys, str, display=recording.images.display)
     scores = whole(some, keys)
     if positions and scores.shape[1] != len(target.classes):
         raise ValueError(f"the target has {len(target.classes)} class names, but its network has {scores.shape[1]} outputs")

@@ -44,7 +44,8 @@ class LayerActivations:
         watch=None,  # callable: (images done, images to do), called after each batch; what it raises stops the work
     ) -> np.ndarray:
         """(N, U) float32: the pooled activations of all units, in the order of `images`. Errors: BadImage."""
-        keys = [content_key("image", images[position]) for position in range(len(images))] if keys is None else list(keys)
+        images = images if isinstance(images, ProbingSet) else ProbingSet(images.__getitem__, range(len(images)), str)
+        keys = [content_key("image", images.input(position)) for position in range(len(images))] if keys is None else list(keys)
         found = {key: np.frombuffer(value, "<f4") for key, value in self._store.get(dict.fromkeys(keys)).items()}
         missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
         for positions, values in self._seen(images, missing):
@@ -60,8 +61,6 @@ class LayerActivations:
 
     def _seen(self, images, positions):
         """Yield (positions, (n, U)) for each batch that went through the network."""
-        if not isinstance(images, ProbingSet):
-            images = ProbingSet(images.__getitem__, range(len(images)), str)
         for batch in _batches(_decoded(images, self.target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)):
             [values] = self.target.collect(torch.stack([tensor for _, tensor in batch]), self._pooled).values()
             yield [position for position, _ in batch], values.cpu().numpy()

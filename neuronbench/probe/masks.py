@@ -145,10 +145,11 @@ class _Looked:
     def __init__(self, images, source, target):
         self.images, self.ids, self.source, self.seen, self.kept = images, images.ids, source, Seen(images, target), {}
 
-    def __getitem__(self, index):
-        image = self.images[index]
-        self.kept[index] = self.source.look(index, image, self.seen.box(image.size))
-        return image
+    def input(self, index):
+        given = self.images.input(index)
+        image = self.images.shown(given, index)
+        self.kept[index] = self.source.look(index, image, self.seen.box(image))
+        return given
 
 
 def _mask_maps(activation, layout, size):

@@ -163,14 +163,25 @@ def _decoded(images, preprocess, indices, workers, ahead):
 
 def _decode(images, preprocess, index):
     try:
-        image = images[index]
+        given = images.input(index)
     except BadImage as bad:
         return bad
-    tensor = preprocess(image)
+    tensor = _preprocessed(preprocess, given, images.ids[index])
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
         shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise ValueError(f"preprocess gives {shape} for image {images.ids[index]!r}: expected a tensor (3, H, W)")
     return tensor
+
+
+def _preprocessed(preprocess, given, id):
+    """What preprocessing makes of an image. Errors: ValueError where it is made for pictures and the image is an array of channels."""
+    try:
+        return preprocess(given)
+    except Exception as error:
+        if not isinstance(given, np.ndarray):
+            raise
+        raise ValueError(f"preprocess does not take image {id!r}, an array of shape {given.shape}, and says {type(error).__name__}: {error}; "
+                         "expected a preprocess for arrays (H, W, C), or images of three colours") from error
 
 # %% ../../nbs/probe/03_recording.ipynb #f24d91df
 @dataclass(frozen=True)
@@ -377,7 +388,7 @@ def _checked_unit(unit, values, layer):
 # %% ../../nbs/probe/03_recording.ipynb #d9a5d57e
 def check_images(recording, images) -> ProbingSet:
     """`images` if they are those of the recording. Errors: ValueError."""
-    if images is not recording.images and images.fingerprint != recording.images.fingerprint:
+    if images is not recording.images and images.input_fingerprint != recording.images.input_fingerprint:
         count = len(recording.images)
         raise ValueError(f"these {len(images)} images are not the {count} images of the recording; record them first, or pass recording.images")
     return images
@@ -509,7 +520,7 @@ def record(
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     pool = pool and tuple(choose(name, POOLINGS, "pooling") for name in ([pool] if isinstance(pool, str) else pool))
     target = target.in_precision(autocast)
-    key = content_key(_FORMAT, target.fingerprint, images.fingerprint, len(images), pool)
+    key = content_key(_FORMAT, target.fingerprint, images.input_fingerprint, len(images), pool)
     group = _stored(store, key)
     if group is None:
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -518,7 +529,8 @@ def record(
             group, plan = _open(store, key, partial(_begin, target, images, pool, batch_size, on_bad_image))
             target.layouts.update(stored_layouts(group))
             _complete(group, store, target, images, plan, settings, executor, progress)
-    return _checked(Recording(group, target, images, key), on_bad_image)
+    shown_too = key if images.display is None else content_key(key, images.display)  # methods keep what they make of the pictures under it
+    return _checked(Recording(group, target, images, shown_too), on_bad_image)
 
 
 def _begin(target, images, pool, batch_size, on_bad_image):

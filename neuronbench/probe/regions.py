@@ -28,14 +28,15 @@ def exemplar_pictures(
     pool: str | None = None,  # the recorded pooling that ranks them; the layer's default if None
 ) -> tuple:
     """(Exemplars, {position in the probing set: square PIL image of what the network saw}). Errors: those of `exemplars`."""
-    seen, pictures = Seen(recording.images, recording.target), {}
+    images, pictures = recording.images, {}
+    seen = Seen(images, recording.target)
 
     def opened(position):
-        image = recording.images[position]
-        pictures[position] = seen.part(image).resize((size, size))
-        return image
+        given = images.input(position)
+        pictures[position] = seen.part(images.shown(given, position)).resize((size, size))
+        return given
 
-    best = exemplars(recording, layer, units, k, ProbingSet(opened, recording.images.ids, str), pool)
+    best = exemplars(recording, layer, units, k, ProbingSet(opened, images.ids, str, display=images.display), pool)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(opened, set(best.images[best.images >= 0].tolist()) - set(pictures)))
     return best, pictures

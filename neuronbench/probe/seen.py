@@ -11,17 +11,20 @@ import functools
 import numpy as np
 from PIL import Image
 
+from .images import CHANNELS
+
 # %% ../../nbs/probe/07_seen.ipynb #ae932462
 def seen_box(
     preprocess,  # callable PIL.Image -> tensor (3, H, W), a target's preprocessing
     size: tuple,  # (width, height) of an image, in pixels
+    channels: tuple | None = None,  # (count, name of the data type) for preprocessing that takes arrays (H, W, C)
 ) -> tuple:
     """The part of an image that preprocessing keeps: (left, top, right, bottom) in pixels, int; all of it where it cannot be told."""
     width, height = size
     across = np.broadcast_to(np.linspace(0, 255, width), (height, width))
     down = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
     flat = (np.zeros((height, width)), np.full((height, width), 255.0), across, down)
-    black, white, across, down = (_response(preprocess, pixels) for pixels in flat)
+    black, white, across, down = (_response(preprocess, pixels, channels) for pixels in flat)
     if np.abs(white - black).min() < 1e-6:
         return 0, 0, width, height
     left, right = _ends((across - black) / (white - black), axis=0, length=width)
@@ -29,10 +32,16 @@ def seen_box(
     return left, top, right, bottom
 
 
-def _response(preprocess, pixels):
-    """Preprocessing's output for a grey picture, channels averaged: (H, W)."""
-    grey = Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
+def _response(preprocess, pixels, channels):
+    """Preprocessing's output for a grey picture, or for as many equal channels, averaged over its channels: (H, W)."""
+    grey = Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB") if channels is None else _equal_channels(pixels, *channels)
     return np.asarray(preprocess(grey), np.float64).mean(0)
+
+
+def _equal_channels(pixels, count, kind):
+    """(H, W, count) of pixels 0..255 in a data type: as floats 0..1, else as whole numbers that preprocessing will not cut off."""
+    pixels = pixels / 255 if np.dtype(kind).kind == "f" else np.rint(pixels / (1 if np.iinfo(kind).max >= 255 else 2))
+    return np.repeat(pixels[..., None].astype(kind), count, -1)
 
 
 def _ends(ramp, axis, length):
@@ -54,11 +63,15 @@ class Seen:
         target,  # Target, whose preprocessing decides
     ):
         self.images = images
-        self.box = functools.cache(lambda size: seen_box(target.preprocess, size))
+        self._box = functools.cache(lambda size, channels: seen_box(target.preprocess, size, channels))
 
     def __getitem__(self, i):
         return self.part(self.images[int(i)])
 
     def part(self, image):
-        """What the target sees of an image that is open already."""
-        return image.crop(self.box(image.size))
+        """What the target sees of an image of the set that is open already."""
+        return image.crop(self.box(image))
+
+    def box(self, image):
+        """The part of an image of the set that the target sees: (left, top, right, bottom) in pixels, int."""
+        return self._box(image.size, image.info.get(CHANNELS))

@@ -389,6 +389,17 @@ class _Libraries:
         or would execute code; OSError for a failed download."""
         return cls(layers=layers, device=device, **_transformers_parts(name))
 
+# %% ../../nbs/probe/02_target.ipynb #chnet001
+_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels instead")
+
+
+def _refuse_channels(batch, error):
+    """Errors: ValueError where a convolution refuses the channels of the images themselves."""
+    said = _OTHER_CHANNELS.search(str(error))
+    if said and int(said[2]) == batch.shape[1]:
+        raise ValueError(f"preprocess gives images of {said[2]} channels, and the network takes {said[1]}: "
+                         f"expected images of {said[1]} channels, or a preprocess that makes them") from error
+
 # %% ../../nbs/probe/02_target.ipynb #353d8a15
 class Target(_Libraries):
     """The network under study, with its preprocessing and the layers of interest.
@@ -467,6 +478,7 @@ class Target(_Libraries):
         try:
             return forward(batch.contiguous(memory_format=self._memory))
         except RuntimeError as error:
+            _refuse_channels(batch, error)
             if "view size is not compatible" not in str(error) or self._memory is torch.contiguous_format:
                 raise
             self._memory = torch.contiguous_format
