@@ -349,6 +349,34 @@ class Narrow(Colours):
         return super().forward(x)
 
 
+class Scoreless(Colours):
+    """The network without class scores: maps, as of a segmentation network, or boxes of another number than images, as of a detector."""
+
+    def __init__(self, gives):
+        super().__init__()
+        self.gives = gives
+
+    def forward(self, x):
+        super().forward(x)
+        return {"maps": x, "named": {"out": x}, "boxes": [{"boxes": torch.ones(5, 4), "scores": torch.ones(5)} for _ in x]}[self.gives]
+
+
+@pytest.mark.parametrize("gives", ["maps", "named", "boxes"])
+def test_a_network_without_class_scores_says_so_before_any_work(method, gives):
+    images = ProbingSet.from_images([picture(number) for number in range(6)])
+    found = record(Target(Scoreless(gives), ["spoil"], preprocess, CLASSES), images, progress=False)
+    with pytest.raises(ValueError, match="class scores \\(images, classes\\), which detectors and segmentation networks do not have"):
+        method(found, images, {"spoil": [0]})
+    assert not method.chat.sent and not method.clip.images
+
+
+def test_missing_class_names_are_said_before_any_work(method, recording):
+    bare = record(Target(Colours(), ["spoil"], preprocess), recording.images, progress=False)
+    with pytest.raises(ValueError, match="no class names: give Target"):
+        method(bare, bare.images, {"spoil": [3]})  # a unit that needs no exemplar
+    assert not method.clip.images
+
+
 @pytest.mark.parametrize("layer, count, reason", [("one", 18, "only unit of its layer"), ("same", 18, "0.3 on every image"), ("same", 1, "only one image"),
                                                   ("one", 1, "only one image")])
 def test_units_that_tell_no_images_apart_are_recorded_and_cost_no_request(method, layer, count, reason):

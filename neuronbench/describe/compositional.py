@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from ..basics import cache_folder, choose, content_key
-from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, without_failed
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons, without_failed
 from .invert import Formula
 from .network_dissection import check_annotations
 from ..probe.masks import Annotated, Segmented, concept_names, mask_batches, packed, unit_masks
@@ -386,7 +386,10 @@ class CompositionalExplanations:
 
     def _failures(self, recording, layer, units, found):
         """What is recorded of the units without a description."""
-        finite = np.isfinite(recording.pooled(layer, self.pool).values[:, units]).all(0)
+        pooled = recording.pooled(layer, self.pool)[:, units]
+        if len(pooled) == 1:
+            return failures_of(layer, units, unit_reasons(pooled), "search")
+        finite = np.isfinite(pooled.values).all(0)
         names = concept_names(self._source.categories)[0]
         return failures_of(layer, units, [_reason(unit, finite, found, names) for unit in range(len(units))], "search")
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..basics import content_key
-from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied
+from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons
 from ..probe.masks import Annotated, ConceptMasks, Segmented, concept_names, mask_batches, packed, unit_masks
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -62,7 +62,7 @@ class NetworkDissection:
     """Network Dissection (Bau et al., CVPR 2017; PNAS 2020): call it on a recording to get descriptions; the score is the IoU.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None. A unit has a description even where its IoU is too low for a detector, see `explain`. A unit that is not
+    layers if `units` is None. A unit has a description even where its IoU is too low for a detector, see `explain`. A unit of one image, or that is not
     finite, never exceeds its threshold, is nowhere active on a concept, or overlaps equally with several has none; `.attrs["failures"]` lists
     layer, unit, step and reason. The pooling decides only which images are a unit's exemplars.
     Errors: KeyError for a layer; ValueError for units that do not exist, images that are not the recorded ones or not the annotated ones.
@@ -157,6 +157,8 @@ def dissect(
 # %% ../../nbs/describe/13_network_dissection.ipynb #0f5c82d9
 def _reasons(activations, units, counts, categories):
     """Why each of the units has no description; empty text for one that has. `activations` is (image, unit) of these units."""
+    if len(activations) == 1:
+        return unit_reasons(activations).tolist()
     finite = np.isfinite(activations.values).all(0)
     some = counts["iou"][units].max(1) > 0
     why = ["the unit is NaN or infinite on some images", "the unit never exceeds its threshold", "the unit is nowhere active on an annotated concept", ""]

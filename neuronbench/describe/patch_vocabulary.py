@@ -27,7 +27,7 @@ from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
-from ..probe.recording import check_images
+from ..probe.recording import check_images, first_readable
 from ..probe.seen import Seen
 from ..probe.target import Target
 
@@ -103,20 +103,37 @@ class _Whole(torch.nn.Module):
         return self.network(batch)
 
 
+def _whole(recording):
+    """The recorded network as a target of one layer, "network", whose units are the classes. Errors: ValueError where it has no score for each named class."""
+    target = recording.target
+    if target.classes is None:
+        raise ValueError("the vocabulary is made by class, and this target has no class names: give Target(..., classes=[...])")
+    whole, image = Target(_Whole(target.model), ["network"], target.preprocess, device=target.device), first_readable(recording.images, target.preprocess)
+    expected = "expected a network with class scores (images, classes), which detectors and segmentation networks do not have"
+    try:
+        layout = whole.decide(image)["network"]
+    except ValueError as error:
+        raise ValueError(f"{type(target.model).__name__} gives no class scores: {expected}") from error
+    if layout.kind != "vectors":
+        raise ValueError(f"{type(target.model).__name__} gives {layout}: {expected}")
+    if layout.units != len(target.classes):
+        raise ValueError(f"the target has {len(target.classes)} class names, but its network has {layout.units} outputs")
+    return whole
+
+
 def predicted_classes(
     recording,
     positions,  # of images in the probing set, iterable of int
 ) -> dict:
-    """{position: name of the class with the highest score}. Errors: ValueError for a target without class names, or with too few."""
+    """{position: name of the class with the highest score}.
+
+    Errors: ValueError for a target without class names, with another number of them than its network has outputs, or whose network gives no class scores.
+    """
     target, positions = recording.target, list(dict.fromkeys(int(position) for position in positions))
-    if target.classes is None:
-        raise ValueError("the vocabulary is made by class, and this target has no class names: give Target(..., classes=[...])")
-    whole = LayerActivations(Target(_Whole(target.model), ["network"], target.preprocess, device=target.device), "network")
+    whole = LayerActivations(_whole(recording), "network")
     keys = [content_key("image", recording.fingerprint, position) for position in positions]
     some = ProbingSet(lambda number: recording.images.input(positions[number]), keys, str, display=recording.images.display)
     scores = whole(some, keys)
-    if positions and scores.shape[1] != len(target.classes):
-        raise ValueError(f"the target has {len(target.classes)} class names, but its network has {scores.shape[1]} outputs")
     return {position: target.classes[row.argmax()] for position, row in zip(positions, scores)}
 
 # %% ../../nbs/describe/15_patch_vocabulary.ipynb #68a967a8
@@ -287,7 +304,7 @@ class PatchVocabulary:
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
     layers if `units` is None. A unit without vocabulary, or that tells no images apart, has no description: `.attrs["failures"]` lists layer, unit, step and reason, and
-    `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names and for settings out of
+    `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names or class scores and for settings out of
     range; KeyError or ValueError for layers, units and images that do not fit; those of the chat model that stop all requests.
     """
 
@@ -328,6 +345,7 @@ class PatchVocabulary:
     def traces(self, recording, layer: str, units) -> list:
         """A `PatchTrace` for each unit, in order; a few hundred units fit in memory."""
         [(layer, units)] = chosen_units(recording, {layer: units}).items()
+        _whole(recording)  # it says what is missing before anything is looked at
         reasons = layer_reasons(recording.pooled(layer, self.pool))[units]
         best = exemplars(recording, layer, units[reasons == ""], self.exemplars, pool=self.pool)
         found = patches(recording, best, self.threshold, self.margin)
