@@ -109,7 +109,7 @@ class MILAN:
     exemplars: int = 15
     quantile: float = 0.99  # of a unit's activations: its regions are where it is higher
     beam: int = 50
-    length: int = 15  # words at most
+    length: int = 15  # words at most; the end mark is none
     weight: float = 0.2  # of the language model: lambda
     pool: str | None = None  # recorded pooling; see `ranked_by` if None
 
@@ -120,7 +120,7 @@ class MILAN:
         if not 0 <= self.quantile < 1:
             raise ValueError(f"quantile is {self.quantile}: expected a share of the activations, at least 0 and below 1")
         if self.region_captioner is None or self.region_encoder is None:
-            raise TypeError("MILAN needs a trained region captioner and its encoder: see RegionCaptioner.load and train_by_network")
+            raise TypeError("MILAN needs a trained region captioner and its encoder: see load_published, RegionCaptioner.load and train_by_network")
         if self.region_captioner.encoder != self.region_encoder.learnt:
             raise ValueError("this captioner was trained on the features of another encoder; give the encoder that it was trained with")
 

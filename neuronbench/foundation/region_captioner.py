@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAD', 'START', 'STOP', 'UNKNOWN', 'masked_mean', 'StageFeatures', 'split_words', 'word_list', 'word_numbers',
-           'Speaker', 'Phrase', 'RegionCaptioner', 'train_region_captioner', 'train_by_network']
+           'Speaker', 'Phrase', 'RegionCaptioner', 'train_region_captioner', 'train_by_network', 'PublishedFeatures',
+           'PublishedSpeaker', 'PublishedLanguage', 'load_published']
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc03
 import json
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..basics import best_device, content_key, no_code
+from ..basics import best_device, clean_text, content_key, no_code
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc05
 def masked_mean(
@@ -31,6 +33,17 @@ def masked_mean(
     return (maps * weights).sum((2, 3))
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc07
+_STAGES = {"resnet": ("conv1", "layer1", "layer2", "layer3", "layer4"), "alexnet": ("features.0", "features.3", "features.6", "features.8", "features.10")}
+
+
+def _imagenet_look():
+    """The preprocessing of networks that were trained on ImageNet: 224 x 224."""
+    from torchvision.transforms import v2
+
+    steps = v2.Resize((224, 224)), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)
+    return v2.Compose([*steps, v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+
+
 class StageFeatures:
     """A frozen convolutional network as the eyes of a region captioner.
 
@@ -39,6 +52,8 @@ class StageFeatures:
 
     Errors: AttributeError of torch for a stage that the network does not have.
     """
+
+    over_region = staticmethod(masked_mean)
 
     def __init__(
         self,
@@ -62,11 +77,8 @@ class StageFeatures:
     ):
         """A ResNet of torchvision, its first convolution and its four stages, at 224 x 224."""
         import torchvision
-        from torchvision.transforms import v2
 
-        steps = v2.Resize((224, 224)), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)
-        look = v2.Compose([*steps, v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
-        return cls(torchvision.models.get_model(name, weights=weights), ("conv1", "layer1", "layer2", "layer3", "layer4"), look, device)
+        return cls(torchvision.models.get_model(name, weights=weights), _STAGES["resnet"], _imagenet_look(), device)
 
     @classmethod
     def from_clip(
@@ -92,7 +104,7 @@ class StageFeatures:
     def _seen(self, images, masks):
         batch = torch.stack([self.preprocess(image.convert("RGB")) for image in images]).to(self.device)
         masks = torch.as_tensor(np.asarray(masks), dtype=torch.float32, device=self.device)
-        return torch.cat([masked_mean(maps.float(), masks) for maps in self._maps(batch)], 1).cpu().numpy()
+        return torch.cat([self.over_region(maps.float(), masks) for maps in self._maps(batch)], 1).cpu().numpy()
 
     def _maps(self, batch):
         """The stages' maps of a batch, in order."""
@@ -192,19 +204,19 @@ class Speaker(nn.Module):
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc16
 def _beam_search(speaker, language, seen, beam, length):
-    """(words (U, beam, length), log-probabilities by the speaker (U, beam), by the language model): the most likely by the speaker."""
+    """(numbers (U, beam, length + 2) from the start mark on, log-probabilities by the speaker (U, beam), by the language model): the most likely by the speaker."""
     units = len(seen)
     seen = seen.repeat_interleave(beam, 0)
-    said = torch.full((units, beam, length + 1), PAD, device=seen.device)
+    said = torch.full((units, beam, length + 2), PAD, device=seen.device)
     said[:, :, 0] = START
     given = torch.full((units, beam), -torch.inf, device=seen.device)
     given[:, 0] = 0
     anyway, done = torch.zeros_like(given), torch.zeros_like(given, dtype=torch.bool)
     states = speaker.begin(units * beam, seen), language.begin(units * beam)
-    for position in range(length):
+    for position in range(length + 1):  # the end mark is none of the words
         last = said[:, :, position].reshape(-1)
         (of_speaker, first), (of_language, second) = speaker.step(last, states[0], seen), language.step(last, states[1])
-        allowed = _allowed(of_speaker.view(units, beam, -1), done, last=position == length - 1)
+        allowed = _allowed(of_speaker.view(units, beam, -1), done, last=position == length)
         given, chosen = (given[..., None] + allowed).flatten(1).topk(beam, 1)
         parent, word = chosen // allowed.shape[2], chosen % allowed.shape[2]
         row = (torch.arange(units, device=seen.device)[:, None] * beam + parent).reshape(-1)
@@ -246,16 +258,19 @@ def _scaled(features, scale):
 
 def _joined(words):
     text = " ".join(word for word in words if word not in _MARKS)
-    return re.sub(r" ([^\w\s])", r"\1", text)
+    return re.sub(r" ([^\w\s])", r"\1", text.replace(" - ", "-"))
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc16c
+_AT_ONCE = 16  # units, each with all its beams
+
+
 class RegionCaptioner:
-    """A trained speaker and language model with their words. `encoder`: the fingerprint of the `StageFeatures` that they were trained on."""
+    """A trained speaker and language model with their words. `encoder`: `learnt` of the `StageFeatures` that they were trained on."""
 
     def __init__(
         self,
-        speaker: Speaker,
-        language: Speaker,
+        speaker: nn.Module,  # Speaker, or PublishedSpeaker
+        language: nn.Module,  # Speaker without features, or PublishedLanguage
         words: tuple,
         scale: torch.Tensor,  # (2, F) mean and standard deviation of the features in training
         encoder: str,
@@ -271,7 +286,7 @@ class RegionCaptioner:
         self,
         features: np.ndarray,  # (U, N, F): N regions for each of U units
         beam: int = 50,
-        length: int = 15,  # words at most
+        length: int = 15,  # words at most; the end mark is none
         weight: float = 0.2,  # of the language model
         count: int = 5,  # phrases for each unit
     ) -> list:
@@ -279,8 +294,8 @@ class RegionCaptioner:
         features = torch.as_tensor(features, dtype=torch.float32)
         if features.ndim != 3 or features.shape[2] != self.scale.shape[1]:
             raise ValueError(f"features of shape {tuple(features.shape)}: expected units x regions x {self.scale.shape[1]}")
-        device = self.speaker.next.weight.device
-        return [found for part in features.split(64) for found in self._searched(part.to(device), beam, length, weight, count)]
+        device = next(self.speaker.parameters()).device
+        return [found for part in features.split(_AT_ONCE) for found in self._searched(part.to(device), beam, length, weight, count)]
 
     @torch.inference_mode()
     def _searched(self, features, beam, length, weight, count):
@@ -295,8 +310,11 @@ class RegionCaptioner:
         self,
         folder,  # made if missing
     ):
-        """Write weights (half precision, safetensors) and words."""
+        """Write weights (half precision, safetensors) and words. Errors: TypeError for published weights, which are kept as the authors' file."""
         from safetensors.torch import save_file
+
+        if not isinstance(self.speaker, Speaker):
+            raise TypeError("a captioner with published weights is kept as the authors' file: keep that, and open it with load_published")
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -423,3 +441,175 @@ def train_by_network(
     descriptions = [own for _, texts in networks for own in texts]
     held_out = np.arange(len(features)) >= len(features) - len(networks[-1][0])
     return train_region_captioner(features, descriptions, encoder.learnt, held_out, **settings)
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #pubexp1
+class PublishedFeatures(StageFeatures):
+    """The encoder of the published code (`src/milan/encoders.py`, PyramidConvEncoder)."""
+
+    def __init__(self, network: nn.Module, stages, preprocess, device=None):
+        super().__init__(network, stages, preprocess, device)
+        self.learnt, self.fingerprint = (content_key("PyramidConvEncoder", known) for known in (self.learnt, self.fingerprint))
+
+    @staticmethod
+    def over_region(maps, masks):
+        """(B, channel): the mean over the region."""
+        weights = F.interpolate(masks[:, None].to(maps), maps.shape[2:], mode="bilinear")
+        total = weights.sum((2, 3), keepdim=True)
+        return (maps * (weights / torch.where(total > 0, total, 1))).sum((2, 3))
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #pubexp2
+class PublishedSpeaker(nn.Module):
+    """The decoder of the published code (`src/milan/decoders.py`), with its names; the interface of `Speaker`."""
+
+    def __init__(self, words: int, features: int, hidden: int, embedding: int, attention: int):
+        super().__init__()
+        self.sizes = features, attention
+        self.init_h, self.init_c = (nn.Sequential(nn.Linear(features, hidden), nn.Tanh()) for _ in range(2))
+        self.embedding = nn.Embedding(words, embedding)
+        self.attend = nn.ModuleDict({"query_to_hidden": nn.Linear(hidden, attention), "key_to_hidden": nn.Linear(features, attention),
+                                     "output": nn.Sequential(nn.Linear(attention, 1), nn.Softmax(1))})
+        self.feature_gate = nn.Sequential(nn.Linear(hidden, features), nn.Sigmoid())
+        self.lstm = nn.LSTMCell(embedding + features, hidden)
+        self.output = nn.Sequential(nn.Dropout(), nn.Linear(hidden, words), nn.LogSoftmax(1))
+
+    def see(
+        self,
+        features: torch.Tensor,  # (B, N, F)
+    ) -> torch.Tensor:
+        """(B, N, F + attention): the features with their keys, which no step changes."""
+        return torch.cat([features, self.attend["key_to_hidden"](features)], 2)
+
+    def begin(self, count: int, seen: torch.Tensor) -> tuple:
+        """The state before the first word: two tensors (B, hidden)."""
+        mean = seen.split(self.sizes, 2)[0].mean(1)
+        return self.init_h(mean), self.init_c(mean)
+
+    def step(self, last: torch.Tensor, state: tuple, seen: torch.Tensor) -> tuple:
+        """((B, word) log-probabilities of the next word, the state after it)."""
+        features, keys = seen.split(self.sizes, 2)
+        looked = self.attend["output"]((keys + self.attend["query_to_hidden"](state[0])[:, None]).tanh())
+        gated = (looked.transpose(1, 2) @ features)[:, 0] * self.feature_gate(state[0])
+        state = self.lstm(torch.cat([self.embedding(last), gated], 1), state)
+        return self.output(state[0]), state
+
+
+class PublishedLanguage(nn.Module):
+    """The language model of the published code (`src/milan/lms.py`), with its names; the interface of `Speaker`."""
+
+    def __init__(self, words: int, hidden: int, embedding: int, layers: int):
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(words, embedding), nn.LSTM(embedding, hidden, layers, batch_first=True)
+        self.output = nn.Sequential(nn.Linear(hidden, words), nn.LogSoftmax(1))
+
+    def begin(self, count: int) -> tuple:
+        """The state before the first word: two tensors (B, layer, hidden)."""
+        return (self.embedding.weight.new_zeros(count, self.lstm.num_layers, self.lstm.hidden_size),) * 2
+
+    def step(self, last: torch.Tensor, state: tuple) -> tuple:
+        """((B, word) log-probabilities of the next word, the state after it)."""
+        said, state = self.lstm(self.embedding(last)[:, None], tuple(part.transpose(0, 1).contiguous() for part in state))
+        return self.output(said[:, 0]), tuple(part.transpose(0, 1) for part in state)
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #pubexp3
+def _payload(path):
+    """What a file of the authors holds. Errors: FileNotFoundError; ValueError for one that holds something else."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}: expected a checkpoint of MILAN, such as milan-base.pth of github.com/evandez/neuron-descriptions")
+    settings = [(OrderedDict, name) for name in ("thinc.config.Config", "confection.Config", "confection._config.Config")]
+    try:
+        with no_code(f"the checkpoint {str(path)!r}"), torch.serialization.safe_globals(settings):
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:  # what torch says of an empty file and of some that are cut off
+        raise ValueError(f"the checkpoint {str(path)!r} cannot be read, it may be cut off: {' '.join(str(error).split())}") from error
+    missing = [key for key in ("properties", "children", "state_dict") if not isinstance(held, dict) or not isinstance(held.get(key), dict)]
+    if missing:
+        raise ValueError(f"{str(path)!r} is no checkpoint of MILAN: it has no {', '.join(missing)}, which github.com/evandez/neuron-descriptions writes")
+    return held
+
+
+def _vocabulary(model, path):
+    """The words of a serialized model, in the order of their numbers; the four marks follow them."""
+    try:
+        words = model["properties"]["indexer"]["properties"]["vocab"]["properties"]["tokens"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{str(path)!r} is no checkpoint of MILAN: it has no vocabulary (properties, indexer, vocab, tokens)") from None
+    if not words or not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+        raise ValueError(f"the vocabulary in {str(path)!r} is damaged: expected words, each of them once")
+    return list(words)
+
+
+def _sizes(properties, names, path):
+    """The whole numbers of these names."""
+    wrong = [name for name in names if not isinstance(properties.get(name), int) or properties[name] < 1]
+    if wrong:
+        raise ValueError(f"{str(path)!r} is no checkpoint of MILAN: {wrong[0]} is {properties.get(wrong[0], 'missing')}, expected a whole number of at least 1")
+    return [properties[name] for name in names]
+
+
+def _filled(model, weights, rows, path):
+    """The model with its weights; those by word in the order of `rows`. Errors: ValueError for weights that are missing, left over or of another shape."""
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) if isinstance(value, torch.Tensor) else None for name, value in weights.items()}
+    wrong = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name) and not name.endswith("num_batches_tracked")]
+    if wrong:
+        first = wrong[0]
+        raise ValueError(f"the weights in {str(path)!r} do not fit: {first!r} is {given.get(first, 'missing')}, expected {shapes.get(first, 'no such weights')}")
+    unsound = [name for name, value in weights.items() if not value.isfinite().all()]
+    if unsound:
+        raise ValueError(f"the weights in {str(path)!r} are damaged: {unsound[0]!r} is NaN or infinite in places")
+    by_word = [name for name in weights if name == "embedding.weight" or re.fullmatch(r"output\.\d\.(weight|bias)", name)] if rows else []
+    model.load_state_dict({**weights, **{name: weights[name][rows] for name in by_word}})
+    return model.eval()
+
+
+def _part(weights, prefix):
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+# %% ../../nbs/foundation/09_region_captioner.ipynb #pubexp4
+def load_published(
+    path,  # of a file of the authors, such as milan-base.pth
+    device=None,  # the fastest if None
+) -> tuple:
+    """(RegionCaptioner, PublishedFeatures): MILAN as its authors trained it, of a file that github.com/evandez/neuron-descriptions offers or writes.
+
+    Errors: FileNotFoundError; ValueError for a file that could run code, or that holds another model or weights that do not fit.
+    """
+    held = _payload(path)
+    made, words, device = held["properties"], _vocabulary(held, path), device or best_device()
+    if not isinstance(made.get("lm"), dict):
+        raise ValueError(f"the checkpoint {str(path)!r} has no language model, whose log p(d) MILAN's score needs")
+    encoder, features = _published_encoder(held, path, device)
+    hidden, embedding = _sizes(made, ("hidden_size", "embedding_size"), path)
+    attention = made.get("attention_hidden_size") or min(hidden, features)
+    speaker = PublishedSpeaker(len(words) + len(_MARKS), features, hidden, embedding, attention)
+    own = {name: value for name, value in held["state_dict"].items() if not name.startswith(("lm.", "encoder."))}
+    _filled(speaker, own, _rows(words, words, path), path)
+    language = PublishedLanguage(len(words) + len(_MARKS), *_sizes(made["lm"].get("properties", {}), ("hidden_size", "embedding_size", "layers"), path))
+    _filled(language, _part(held["state_dict"], "lm."), _rows(words, _vocabulary(made["lm"], path), path), path)
+    scale = torch.stack([torch.zeros(features), torch.ones(features)])
+    return RegionCaptioner(speaker.to(device), language.to(device), (*_MARKS, *map(clean_text, words)), scale, encoder.learnt), encoder
+
+
+def _rows(words, known, path):
+    """The rows of weights by word that put the marks and then `words` first, of weights whose words are `known`."""
+    if set(words) != set(known):
+        raise ValueError(f"speaker and language model in {str(path)!r} have different words, such as {min(set(words) ^ set(known))!r}: expected the same ones")
+    number = {word: position for position, word in enumerate(known)}
+    start, stop, pad, unknown = range(len(known), len(known) + 4)
+    return [pad, start, stop, unknown, *(number[word] for word in words)]
+
+
+_WIDTHS = {"alexnet": 1152, "resnet18": 1024, "resnet50": 3904, "resnet101": 3904}  # of all stages together
+
+
+def _published_encoder(held, path, device):
+    """(PublishedFeatures, their number)."""
+    import torchvision
+
+    made = held["properties"].get("encoder")
+    kind, name = held["children"].get("encoder"), made.get("properties", {}).get("config") if isinstance(made, dict) else None
+    if kind != "PyramidConvEncoder" or name not in _WIDTHS:
+        raise ValueError(f"the checkpoint {str(path)!r} has the encoder {kind} of {name}: expected a PyramidConvEncoder of {', '.join(_WIDTHS)}")
+    network = torchvision.models.get_model(name, weights=None)
+    _filled(network, _part(held["state_dict"], "encoder.encoder.model."), None, path)
+    return PublishedFeatures(network, _STAGES["alexnet" if name == "alexnet" else "resnet"], _imagenet_look(), device), _WIDTHS[name]
