@@ -692,6 +692,34 @@ def test_the_tuners_share_the_unit(bench):
     assert {(one.layer, one.unit) for one in (bench, bench.bar, bench.crops, bench.prompts, bench.scoring)} == {("maps", 7)} and bench.compare.layer == "maps"
     bench.unit = 9
     assert {one.unit for one in (bench.bar, bench.crops, bench.prompts, bench.scoring)} == {9}
+    bench.layer, bench.unit = "vector", 2000
+    bench.layer = "maps"  # which has fewer units
+    assert {(one.layer, one.unit) for one in (bench, bench.bar, bench.crops, bench.prompts, bench.scoring)} == {("maps", 39)}
+
+
+@pytest.mark.parametrize("shared", ["crops", "prompts", "scoring"])
+def test_a_cell_and_a_click_at_once_leave_all_tuners_on_one_unit(bench, shared):
+    """JupyterLab has the page's messages handled in a thread beside the one that runs cells."""
+    heard, go_on = threading.Event(), threading.Event()
+
+    def hear(change):
+        if change["new"] == "vector":
+            heard.set()
+            go_on.wait(60)
+
+    getattr(bench, shared).observe(hear, "layer")
+    click = {"content": {"data": {"method": "update", "state": {"layer": "vector", "unit": 2000}}}}
+    page = threading.Thread(target=bench.bar._handle_msg, args=(click,))
+    page.start()
+    assert heard.wait(60)
+    cell = threading.Thread(target=setattr, args=(bench, "layer", "maps"))  # before the page's click has come to all
+    cell.start()
+    cell.join(0.5)
+    go_on.set()
+    page.join(60)
+    cell.join(60)
+    tuners = (bench, bench.bar, bench.crops, bench.prompts, bench.scoring)
+    assert {one.layer for one in tuners} == {"maps"} == {bench.compare.layer} and len({one.unit for one in tuners}) == 1 and bench.bar.unit < 40
 
 
 def test_what_one_tuner_sets_the_others_use(bench):

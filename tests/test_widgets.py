@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -260,6 +261,31 @@ def test_pins_are_a_frame_and_a_csv_file(browser):
 def test_every_trait_of_the_view_explains_itself(browser):
     own = {name for name in type(browser).class_trait_names(sync=True) if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
     assert len(own) == 18 and all(type(browser).class_traits()[name].help for name in own)
+
+
+def test_a_click_and_a_cell_take_turns(browser):
+    """The list is of the layer on view, whichever of the two came last."""
+    heard, go_on = threading.Event(), threading.Event()
+
+    def hear(change):
+        if change["new"] == "vector":
+            heard.set()
+            go_on.wait(60)
+
+    browser.layer = "maps"
+    browser.unobserve(browser._list_units, ["layer", "query", "sort", "method"])
+    browser.observe(hear, "layer")
+    browser.observe(browser._list_units, ["layer", "query", "sort", "method"])
+    page = threading.Thread(target=browser._handle_msg, args=({"content": {"data": {"method": "update", "state": {"layer": "vector", "unit": 4}}}},))
+    page.start()
+    assert heard.wait(60)
+    cell = threading.Thread(target=setattr, args=(browser, "layer", "maps"))
+    cell.start()
+    cell.join(0.5)
+    go_on.set()
+    page.join(60)
+    cell.join(60)
+    assert browser.layer == "maps" and browser.unit_count == len(browser.order) == 40
 
 
 # the messages

@@ -318,7 +318,7 @@ class PromptsTuner(PromptsEditor):
         before = after if same else saved.traces(self.recording, layer, units, lambda step, *counts: watch(f"{name}, {step}", *counts))
         known = truth_of(self.truth, layer)
         rows = [answer_row(*pair, known.get(pair[1].unit)) for pair in zip(before, after)]
-        with self.hold_sync():
+        with self.turn, self.hold_sync():
             self.rows, self.compared = rows, name
             self.summary = f"{changes_summary(rows)} {_spent(spent, edited.chat.usage)}"
         self._keep(keys, after)

@@ -238,8 +238,9 @@ class ScoringTuner(ScoringState):
 
     def _finish(self, trace):
         self._keep(trace)
-        if (trace.layer, trace.unit) == (self.layer, self.unit):
-            self._show_unit()
+        with self.turn:
+            if (trace.layer, trace.unit) == (self.layer, self.unit):
+                self._show_unit()
 
     def _keep(self, trace):
         painted = painted_message(trace) if trace.painted is not None and len(trace.painted.problems) < len(trace.found.candidates) else None

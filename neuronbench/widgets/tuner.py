@@ -15,6 +15,7 @@ import traitlets
 
 from ..basics import choose
 from .grid import choose_unit
+from .turns import TakesTurns
 from .work import Work
 
 # %% ../../nbs/widgets/04_tuner.ipynb #9d5c1c4c
@@ -120,7 +121,7 @@ def chosen_numbers(
     return list(dict.fromkeys(numbers))
 
 # %% ../../nbs/widgets/04_tuner.ipynb #e5ec9430
-class TunerState(anywidget.AnyWidget):
+class TunerState(TakesTurns, anywidget.AnyWidget):
     """The traits that Python and every tuner's view share."""
 
     layers = traitlets.List(help="The recorded layers; made by Python.").tag(sync=True)
@@ -162,9 +163,10 @@ class Tuner(TunerState):
 
     @contextmanager
     def telling(self):
-        """What goes wrong inside becomes the message of the view."""
+        """A turn; what goes wrong in it becomes the message of the view."""
         try:
-            yield
+            with self.turn:
+                yield
         except Exception as error:
             self.message = f"{type(error).__name__}: {error}"
 

@@ -21,6 +21,7 @@ from .grid import choose_unit
 from .prompts_tuner import PromptsTuner
 from .scoring_tuner import ScoringTuner
 from .tuner import Tuner, method_call
+from .turns import TakesTurns
 
 # %% ../../nbs/widgets/09_tuners.ipynb #9a873cb7
 TABS = ("Crops", "Prompts", "Scoring", "Compare")
@@ -35,7 +36,7 @@ class TunersBar(Tuner):
     tab = traitlets.Int(0, min=0, max=len(TABS) - 1, help="The tuner on view, from 0.").tag(sync=True)
 
 # %% ../../nbs/widgets/09_tuners.ipynb #837c64ab
-class Tuners(ipywidgets.VBox):
+class Tuners(TakesTurns, ipywidgets.VBox):
     """All tuners of one unit; made by `tune`. `method` is the method with what is set in all of them; `layer` and `unit` can be set."""
 
     method = traitlets.Any(help="The method with what is set.")
@@ -78,7 +79,8 @@ class Tuners(ipywidgets.VBox):
         return self.crops, self.prompts, self.scoring
 
     def _share_unit(self, change):
-        layer, unit = change["owner"].layer, change["owner"].unit
+        layer = change["owner"].layer
+        unit = min(change["owner"].unit, self.bar.recording[layer].sizes["unit"] - 1)  # the layer before may have had more units
         for one in (self, self.bar, *self._of_one_unit):
             if (one.layer, one.unit) != (layer, unit):
                 with one.hold_trait_notifications():
