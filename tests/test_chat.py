@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronbench.basics import cache_folder, clean_text
-from neuronbench.foundation.chat import Answer, ChatModel, Request, Usage
+from neuronbench.foundation.chat import Answer, ChatModel, Request, Usage, first_turn, without_system
 from neuronbench.foundation.consensus import STOP_WORDS, Consensus, content_words, shared_words
 from neuronbench.foundation.local_chat import LocalChat, Sampler, _can_share, _prompt, _rows, _shared
 
@@ -129,7 +129,7 @@ def test_greedy_answers_are_those_of_generate(folder):
     for request, text in zip(requests, said, strict=True):
         prompt = chat.tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, return_tensors="pt")["input_ids"]
         tokens = chat.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
-        assert text == clean_text(chat.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
+        assert text == clean_text(first_turn(chat.tokenizer.decode(tokens[0, prompt.shape[1] :]), ["<|pad|>"])).strip()
 
 
 def _sliding(vocabulary):
@@ -227,9 +227,88 @@ def test_requests_that_do_not_fit_are_told_so_and_the_rest_goes_on(folder, tmp_p
     picture = Request(({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},))
     answers = LocalChat(folder, device="cpu").answers([ask("a boat"), ask("a boat " * 2000), picture], progress=False)
     assert answers[0].text and "are more than the model's 1024" in answers[1].error and "reads only text" in answers[2].error
-    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + tiny_chat.TEMPLATE
+    strict = "{{ raise_exception('only one message, please') }}"
     answers = LocalChat(str(tiny_chat.llama(tmp_path / "strict", template=strict)), device="cpu").answers([ask("a boat")], progress=False)
-    assert answers[0].error == "the model's chat template does not take these messages: no system role here"
+    assert answers[0].error == "the model's chat template does not take these messages: only one message, please"
+
+
+@pytest.mark.parametrize("start", ["{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}",
+                                   "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}", "{{ nothing.here if messages[0]['role'] == 'system' }}"])
+def test_a_template_without_a_system_role_has_the_user_say_it(tmp_path, start):
+    chat = LocalChat(str(tiny_chat.llama(tmp_path / "model", template=start + tiny_chat.TEMPLATE)), device="cpu")
+    answers = chat.answers([ask("a boat"), Request(({"role": "user", "content": "a boat"},), max_tokens=8)], progress=False)
+    assert all(answer.text and not answer.error for answer in answers)
+    written = chat.tokenizer.decode(_prompt(chat.tokenizer, ask("a boat")))
+    assert written == "<|im_start|>user\nName what you see.\n\na boat<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_without_system_moves_what_the_system_says():
+    user, system, assistant = ({"role": role, "content": role} for role in ("user", "system", "assistant"))
+    assert without_system((user, assistant, user)) == (user, assistant, user) and without_system((system, assistant)) == (system, assistant)
+    assert without_system((system, user, assistant, user)) == ({"role": "user", "content": "system\n\nuser"}, assistant, user)
+    picture = {"role": "user", "content": ({"type": "image_url", "image_url": {"url": "data:"}},)}
+    assert without_system((system, picture))[0]["content"] == [{"type": "text", "text": "system"}, *picture["content"]]
+
+
+# Thinking in this process
+
+
+def scripted(monkeypatch, chat, says):
+    """`chat` writes what `says` makes of the last message, as far as it may; what comes back are the limits it was given."""
+    limits = []
+
+    def say(model, prompts, requests, share):
+        limits.append([request.max_tokens for request in requests])
+        texts = [says(request.messages[-1]["content"]) for request in requests]
+        return [chat.tokenizer(text, add_special_tokens=False)["input_ids"][: request.max_tokens] for text, request in zip(texts, requests, strict=True)]
+
+    monkeypatch.setattr("neuronbench.foundation.local_chat._say", say)
+    return limits
+
+
+@pytest.mark.parametrize("says", ["<think>They all show boats at sea by night.</think>\n\nred boats<|im_end|>", "<think>They all show boats at sea.\n</think>red boats<|im_end|>\n<|im_start|>user",
+                                  "[THINK]They all show boats at sea[/THINK]red boats"])
+def test_thinking_has_a_budget_of_its_own_and_is_no_answer(folder, monkeypatch, says):
+    chat = LocalChat(folder, device="cpu", batch_size=2)
+    limits = scripted(monkeypatch, chat, lambda _: says)
+    assert spoken(chat, [ask("a"), ask("b"), ask("c")]) == ["red boats"] * 3
+    assert limits[:2] == [[8, 8], [limits[1][0]] * 2] and limits[1][0] > 500 and len(limits) == 3 and limits[2][0] > 500  # known at once for the third
+    assert all(answer.cached for answer in chat.answers([ask("a"), ask("c")], progress=False))
+
+
+def test_thinking_that_the_prompt_opens_is_seen(tmp_path, monkeypatch):
+    chat = LocalChat(str(tiny_chat.llama(tmp_path / "model", template=tiny_chat.TEMPLATE.replace("assistant\n", "assistant\n<think>\n"))), device="cpu")
+    limits = scripted(monkeypatch, chat, lambda _: "They all show boats at sea by night.</think>red boats")
+    assert spoken(chat, [ask("a")]) == ["red boats"] and len(limits) == 2
+    scripted(monkeypatch, chat, lambda _: "They all show boats and")
+    assert chat.answers([ask("b")], progress=False)[0].error.startswith("the answer is nothing but thinking")
+
+
+def test_thinking_without_an_end_is_no_label_and_is_not_kept(folder, monkeypatch):
+    chat = LocalChat(folder, device="cpu", thinking=20)
+    limits = scripted(monkeypatch, chat, lambda _: "<think>" + "They all show boats. " * 50)
+    answer = chat.answers([ask("a")], progress=False)[0]
+    assert (answer.text, answer.error, limits) == ("", "the answer is nothing but thinking, after 28 tokens", [[8], [28]])
+    scripted(monkeypatch, chat, lambda _: "red boats")
+    assert spoken(chat, [ask("a")]) == ["red boats"]
+    assert spoken(LocalChat(folder, device="cpu", thinking=0), [ask("a")]) == ["red boats"]
+
+
+def test_an_empty_answer_is_not_kept(folder, monkeypatch):
+    chat = LocalChat(folder, device="cpu")
+    for says, text in [("", ""), ("<|im_end|>", ""), ("\u202e", ""), ("red boats", "red boats")]:
+        scripted(monkeypatch, chat, lambda _: says)
+        assert chat.answers([ask("a")], progress=False)[0].text == text
+
+
+def test_an_answer_is_the_same_whether_or_not_the_model_is_known_to_think(folder, monkeypatch, tmp_path):
+    said = []
+    for known in (False, True):
+        monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / str(known)))
+        chat = LocalChat(folder, device="cpu", thinking=40)
+        chat._thinks = known
+        said.append(spoken(chat, mixed(6)))
+    assert said[0] == said[1] and len(set(said[0])) > 3
 
 
 def test_what_is_no_chat_model_is_told_so(tmp_path, folder):

@@ -302,6 +302,21 @@ def test_the_limit_is_renamed_before_it_is_left_out(proxy):
     assert len(proxy.requests) == 5
 
 
+@pytest.mark.parametrize("says", [
+    {"error": {"message": "Unsupported value: 'messages[0].role' does not support 'system' with this model.", "param": "messages[0].role"}},
+    {"object": "error", "message": "System role not supported", "code": 400}, {"error": {"message": "Developer instruction is not enabled for models/gemma-3-27b-it"}},
+    {"error": "Conversation roles must alternate user/assistant/user/assistant/..."}, "Only user and assistant roles are supported!",
+], ids=range(5))
+def test_a_model_without_a_system_role_is_told_the_same_by_the_user(proxy, says):
+    refuse = status(400, says if isinstance(says, str) else json.dumps(says))
+    proxy.always = lambda exchange: (refuse if b'"system"' in exchange.body else completion("fine"))(exchange)
+    chat = Chat("tiny", base_url=proxy.url)
+    with pytest.warns(UserWarning, match="does not take 'system' .* and what the system says begins the user's first message$"):
+        assert [answer.text for answer in chat.answers([ask("a")], progress=False)] == ["fine"]
+    assert chat.answers([ask("b")], progress=False)[0].text == "fine" and len(proxy.requests) == 3
+    assert proxy.requests[-1]["messages"] == [{"role": "user", "content": "Name what you see.\n\nb"}] and proxy.requests[-1]["seed"] == 0
+
+
 def test_a_model_that_takes_nothing_is_asked_four_times_and_then_once(proxy):
     proxy.always = refusing("temperature", "seed", "max_tokens", "max_completion_tokens")
     chat = Chat("tiny", base_url=proxy.url)
@@ -413,6 +428,9 @@ def test_an_empty_answer_is_never_kept(proxy, content, message, error):
     ([{"type": "text", "text": "sailboats"}], {}), ([{"type": "text", "text": "sail"}, {"type": "output_text", "text": "boats"}], {}), (["sailboats"], {}),
     ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "sailboats"}], {}), ([{"text": "<think>x</think>sailboats"}], {}),
     ([{"type": "reasoning", "text": "They show boats."}, {"type": "text", "text": "sailboats"}], {}),
+    ("<|channel|>analysis<|message|>They show boats.<|end|><|start|>assistant<|channel|>final<|message|>sailboats<|return|>", {}), ("◁think▷hm◁/think▷sailboats", {}),
+    ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>sailboats<|END_RESPONSE|>", {}), ("analysisThey show boats.assistantfinalsailboats", {}),
+    ("sailboats<|im_end|>\n<|im_start|>user\nAnd this?", {}), ("<s> sailboats</s>", {}), ("sailboats<end_of_turn>", {}),
 ], ids=lambda given: str(given)[:40])
 def test_thinking_is_no_part_of_an_answer_and_parts_are_read(proxy, content, message):
     proxy.always = completion(content, **message)

@@ -7,12 +7,14 @@ __all__ = ['Sampler', 'LocalChat']
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #0cf54912
 import json
+import math
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 
 from ..basics import best_device, clean_text, content_key
-from .chat import Answer, ChatModel
+from .chat import Answer, ChatModel, first_turn, opens_thinking, without_system, without_thinking
 from .hub import dtype_of, loading, whole
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #a048de75
@@ -41,10 +43,23 @@ def _prompt(tokenizer, request):
 
     if not all(isinstance(message["content"], str) for message in request.messages):
         raise ValueError("a message holds more than text, and LocalChat reads only text")
+    has_system = any(message["role"] == "system" for message in request.messages)
+    messages = without_system(request.messages) if has_system and not _knows_system(tokenizer) else request.messages
     try:
-        return tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, sanitize_control_tokens=True)["input_ids"]
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, sanitize_control_tokens=True)["input_ids"]
     except jinja2.TemplateError as error:
         raise ValueError(f"the model's chat template does not take these messages: {error}") from error
+
+
+def _knows_system(tokenizer):
+    """Whether the chat template writes what the system says."""
+    import jinja2
+
+    messages = [{"role": "system", "content": "Look closely."}, {"role": "user", "content": "What is this?"}]
+    try:
+        return "Look closely." in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError:
+        return False
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #0455b729
 class Sampler:
@@ -119,6 +134,16 @@ def _ended(tokens, ends):
     """`tokens` up to the first of `ends`, that one with them."""
     return tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))]
 
+
+def _read(tokenizer, prompt, said, most):
+    """(text, whether the model thought before) of an answer, the token ids `said` after `prompt`; without thinking it has at most `most` tokens."""
+    marks = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)}
+    written = ("<think>" if opens_thinking(tokenizer.decode(prompt[-16:])) else "") + tokenizer.decode(said)
+    answered = without_thinking(written)
+    thought = answered != written.strip()
+    text = first_turn(answered if thought else tokenizer.decode(said[:most]), marks)
+    return clean_text(text[: 16 * most]).strip(), thought
+
 # %% ../../nbs/foundation/06_local_chat.ipynb #41fd9910
 def _prompts(tokenizer, requests, limit):
     """({key: token ids}, {key: why there are none}) of {key: Request}; `limit` is how many tokens the model can take, or None."""
@@ -151,12 +176,17 @@ class LocalChat(ChatModel):
         device: str | None = None,  # the fastest if None
         precision: str = "fp32",  # of weights and computation: "fp32", "bf16" or "fp16"
         batch_size: int = 16,  # requests in one pass
+        thinking: int = 4096,  # tokens that a reasoning model may have beside the `max_tokens` of its answer, as far as its context allows
     ):
         super().__init__()
-        self.name, self.batch_size = str(name_or_folder), batch_size
+        if batch_size < 1 or thinking < 0:
+            raise ValueError(f"batch_size must be 1 or more and thinking 0 or more; given {batch_size}, {thinking}")
+        self.name, self.batch_size, self.thinking = str(name_or_folder), batch_size, thinking
         self.precision, self.device = precision, torch.device(device or best_device())
         model, self.tokenizer = _load(self.name, dtype_of(precision))
         self.model = model.to(self.device)
+        self._limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # tokens of prompt and answer
+        self._thinks = False  # whether the model has been seen to think before it answers
         with torch.inference_mode():
             self._shares = _can_share(self.model)
 
@@ -172,24 +202,38 @@ class LocalChat(ChatModel):
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return content_key("local chat", weights, config.to_json_string(), vocabulary, self.tokenizer.chat_template, self.precision)
 
-    def _prompts(self, requests):
-        return _prompts(self.tokenizer, requests, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
+    @property
+    def _budget(self):
+        return self.thinking if self._thinks else 0
 
     def _prompt_tokens(self, requests):
-        prompts, _ = self._prompts(dict(enumerate(requests)))
+        prompts, _ = _prompts(self.tokenizer, dict(enumerate(requests)), self._limit)
         return [len(prompt) for prompt in prompts.values()]
 
     def _send(self, requests, keep, show):
-        prompts, failures = self._prompts(requests)
+        prompts, failures = _prompts(self.tokenizer, requests, self._limit)
         keep({key: Answer("", failure, self.name) for key, failure in failures.items()}, lasting=False)
         order = sorted(prompts, key=lambda key: (requests[key].max_tokens, len(prompts[key])))
         for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            said = _say(self.model, [prompts[key] for key in batch], [requests[key] for key in batch], self._shares)
-            keep({key: self._answer(prompts[key], tokens) for key, tokens in zip(batch, said, strict=True)})
+            batch = {key: (prompts[key], requests[key]) for key in order[start : start + self.batch_size]}
+            if cut_off := self._answer(batch, self._budget, keep):
+                self._answer(cut_off, self.thinking, keep)
             show()
 
-    def _answer(self, prompt, said):
-        text = clean_text(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
-        error = "" if text else f"the answer is empty, after {len(said)} tokens"
-        return Answer(text, error, self.name, len(prompt), len(said))
+    def _answer(self, batch, budget, keep):
+        """Keep the answers of {key: (prompt, request)}; of those that were cut off for want of a budget, the same dict."""
+        more = [min(budget, (self._limit or math.inf) - len(prompt) - request.max_tokens) for prompt, request in batch.values()]
+        longer = [replace(request, max_tokens=request.max_tokens + room) for (_, request), room in zip(batch.values(), more, strict=True)]
+        said = _say(self.model, [prompt for prompt, _ in batch.values()], longer, self._shares)
+        answers, cut_off = {}, {}
+        for (key, (prompt, request)), asked, tokens in zip(batch.items(), longer, said, strict=True):
+            text, thought = _read(self.tokenizer, prompt, tokens, request.max_tokens)
+            self._thinks = self._thinks or thought
+            if thought and len(tokens) == asked.max_tokens and self.thinking > budget:
+                cut_off[key] = prompt, request
+                continue
+            empty = f"the answer is {'nothing but thinking' if thought else 'empty'}, after {len(tokens)} tokens"
+            answers[key] = Answer(text, "" if text else empty, self.name, len(prompt), len(tokens))
+        keep({key: answer for key, answer in answers.items() if answer.text})
+        keep({key: answer for key, answer in answers.items() if not answer.text}, lasting=False)
+        return cut_off
