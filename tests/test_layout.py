@@ -194,6 +194,8 @@ REFUSED = [
     (Extra, "block", (16, 16), r"has 21 tokens, 5 more than its patch grid of 4 x 4, and the network names no such tokens; say layout="),
     (lambda: torchvision.models.resnet18(), "layer1.0.relu", (64, 64), r"runs 2 times in one pass; say which call counts, from 1 to 2: calls=\{'layer1.0.relu': 2\}"),
     (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64), "blocks.0.attn.attn_drop", (64, 64), r"never runs .* the fused attention of Attention skips it; .*set_fused_attn\(False\)"),
+    (lambda: timm.create_model("cait_xxs24_224", img_size=64, depth=1), "blocks.0.attn.proj_l", (64, 64), "by attention head: a head is not a unit"),
+    (lambda: timm.create_model("efficientformerv2_s0", img_size=64), "stages.2.blocks.4.token_mixer.talking_head1", (64, 64), "by attention head: a head is not a unit"),
     (lambda: timm.create_model("beit_base_patch16_224", img_size=64, depth=1), "blocks.0.attn.qkv", (64, 64), "never runs .* Attention uses its weights without calling it; record the Att"),
     (VIT_TORCHVISION, "encoder.layers.encoder_layer_0.self_attention.out_proj", (64, 64), "never runs .* MultiheadAttention uses its weights without calling it; record the MultiheadAttention itself"),
     (lambda: torchvision.models.inception_v3(init_weights=False), "AuxLogits", (96, 96), "never runs when the network sees an image: it may belong to training"),
@@ -324,3 +326,8 @@ def test_layers_of_a_network_in_a_table():
     assert "runs 2 times" in table.note["layer1.0.relu"] and len(table) == len(list(torchvision.models.resnet18().named_modules())) - 1
     with pytest.raises(KeyError, match="did you mean 'layer4'"):
         layers(torchvision.models.resnet18(), ["layer5"])
+
+
+def test_a_network_that_folds_its_pixels_is_shown_pictures_of_three_channels():
+    table = layers(timm.create_model("tresnet_m"), ["body.s2d", "body.conv1"], size=(64, 64))
+    assert list(table.units) == [48, 64] and list(table["map"]) == ["16 x 16", "16 x 16"]

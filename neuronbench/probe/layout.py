@@ -146,6 +146,7 @@ def _grid_at(layout, count, size):
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
           nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 _REORDERS = ("Unroll",)  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
+_FOLDS = ("PixelUnshuffle", "SpaceToDepth")  # pixels become channels before the first convolution
 _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
 
 
@@ -264,14 +265,16 @@ def _fits(grid, size):
 
 
 def _refuse_heads(model, layer, module, shape):
-    """Errors: LayoutError for an output by attention head, such as (B, heads, T, T)."""
-    if len(shape) != 4 or isinstance(module, _FIRST):
+    """Errors: LayoutError for an output by attention head, such as (B, heads, T, T) or (B, T, T, heads)."""
+    if len(shape) != 4:
         return
     names = {id(each): name for name, each in model.named_modules()}
     parts = names[id(module)].split(".")
     around = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
     heads = {getattr(each, name) for each in around for name in ("num_heads", "num_attention_heads", "n_heads", "heads") if isinstance(getattr(each, name, None), int)}
-    if heads & set(shape[1:3]):
+    talking = shape[1] in heads - {1} and shape[2] == shape[3]  # a convolution over heads
+    last = shape[3] in heads - {1} and shape[1] == shape[2]
+    if last or (talking if isinstance(module, _FIRST) else heads & set(shape[1:3])):
         raise LayoutError(f"layer {layer!r} gives {shape}, by attention head: a head is not a unit; record the attention's output or the block around it")
 
 
@@ -495,12 +498,12 @@ def layers(
 
 def _any_image(model, size):
     """(1, C, H, W) zeros of the type, channels and size that a network takes, as far as it says so itself."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     said = getattr(model, "default_cfg", None) or {}
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) or type(module).__name__ in _FOLDS), None)
     pixels = size or (said.get("input_size") or (None, *_sides(getattr(getattr(model, "config", None), "image_size", None) or getattr(model, "image_size", None) or 224)))[1:]
     kind = floating_type(model)
     device = next((parameter.device for parameter in model.parameters()), "cpu")
-    return torch.zeros(1, first.in_channels if first else 3, *pixels, dtype=kind, device=device)
+    return torch.zeros(1, getattr(first, "in_channels", 3), *pixels, dtype=kind, device=device)
 
 
 def _sides(size):
