@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose', 'UnknownChoice', 'content_key', 'cache_folder', 'replacing', 'keep_file', 'kept_file', 'ContentStore',
-           'clean_text', 'best_device', 'no_code']
+           'clean_text', 'clean_name', 'best_device', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
 import difflib
@@ -459,6 +459,23 @@ def clean_text(
     """
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")  # two halves in a row are a character
     return _UNSEEN.sub("", _ESCAPE.sub("", _LINE_BREAK.sub("\n", whole)))
+
+# %% ../nbs/00_basics.ipynb #clnamefn
+_NOT_IN_NAMES = re.compile(f"[\t-\r\u2028\u2029\ud800-\udfff{_UNSEEN.pattern[1:]}")
+
+
+def clean_name(
+    text: str,  # of a file or a class, from outside
+) -> str:
+    """The name with what `clean_text` takes out, and line breaks and tabs, written as escapes: two names stay two. The file is opened by its own name."""
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # two halves in a row are a character
+    return _NOT_IN_NAMES.sub(lambda found: _escape(found[0]), whole)
+
+
+def _escape(letter):
+    """A byte that is no text in UTF-8, as Python holds it in a file's name, as \\xe9; any other character as Python writes it."""
+    code = ord(letter) - 0xDC00
+    return f"\\x{code:02x}" if 0x80 <= code <= 0xFF else letter.encode("unicode_escape").decode()
 
 # %% ../nbs/00_basics.ipynb #c5fff762
 def best_device() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..basics import cache_folder, choose, keep_file, kept_file, replacing
+from ..basics import cache_folder, choose, clean_name, keep_file, kept_file, replacing
 
 # %% ../../nbs/describe/01_descriptions.ipynb #753345f9
 COLUMNS = ["layer", "unit", "description", "score", "method"]
@@ -258,7 +258,7 @@ def read_descriptions(
                          f"similarity; not found: {', '.join(lacking)}" + ("; give layer=..." if lacking == ["layer"] else ""))
     columns = {ours: rows[known].map(_unguarded) for ours, known in names.items() if known}
     first = 1 if "category" in header and any(name.endswith("-iou") for name in header) else 0
-    return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or path.stem, path.name, first)
+    return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or clean_name(path.stem), path.name, first)
 
 # %% ../../nbs/describe/01_descriptions.ipynb #csvcells
 def _rows(path):

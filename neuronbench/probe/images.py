@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..basics import content_key
+from ..basics import clean_name, clean_text, content_key
 
 # %% ../../nbs/probe/01_images.ipynb #e329c2f9
 class BadImage(Exception):
     """An image of the probing set that cannot be read: `.id` names it and `.reason` says why, in plain words."""
 
     def __init__(self, id: str, reason: str):
-        super().__init__(id, reason)
-        self.id, self.reason = id, reason
+        self.id, self.reason = clean_name(id), " ".join(clean_text(reason).split())  # a decoder may quote what stands in the file
+        super().__init__(self.id, self.reason)
 
     def __str__(self):
         return f"image {self.id!r}: {self.reason}"
@@ -628,7 +628,7 @@ class ProbingSet(_Sources):
     """The images whose activations are recorded, decoded one at a time when indexed, from any number of threads.
 
     `images[i]` is a PIL RGB image; it raises BadImage if that image cannot be read. `images.input(i)`: what a target's preprocessing takes.
-    `ids`: a name for each image. `labels`: (N,) int64 or None; ValueError if some are no class. `classes`: the names of the labels or None.
+    `ids`: a name for each image, see `clean_name`. `labels`: (N,) int64 or None; ValueError if some are no class. `classes`: the names of the labels or None.
     `fingerprint`: a hash of the content of all images, computed anew at every look, so that a file changed on disk is noticed;
     `input_fingerprint`: the same of what the network gets, whatever `display` shows of it.
 
@@ -646,8 +646,8 @@ class ProbingSet(_Sources):
         value_range=None,  # (black, white) of pixels with more than 8 bits, see `as_rgb`
         display=None,  # channels, or a callable
     ):
-        self.ids = [str(id) for id in ids]
-        self.classes = [str(name) for name in classes] if classes is not None else None
+        self.ids = [clean_name(str(id)) for id in ids]
+        self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
         self._load, self._fingerprint, self._labels = load, fingerprint, labels
         self.value_range, self.display, self._told = _checked_range(value_range), _checked_display(display, value_range), False
 
