@@ -1,5 +1,6 @@
 """The study as raters see it: two of them at once in Chromium, the server killed in the middle and started again, hostile text, edited links."""
 
+import html
 import json
 import re
 import socket
@@ -9,8 +10,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
+import psutil
 import pytest
 import websocket
 from browser_lab import FLAGS, find_chromium
@@ -18,9 +21,11 @@ from playwright.sync_api import expect, sync_playwright
 from test_study import HOSTILE, recording  # noqa: F401
 
 from neuronbench import cli
+from neuronbench.evaluate import answers
 from neuronbench.evaluate.answers import FILE, Session
 from neuronbench.evaluate.study import Study
 from neuronbench.widgets.rating import Rating, rating_page, serve
+from neuronbench.widgets.study_server import WrongLinks, is_own_name
 
 
 def described(units=3):
@@ -62,6 +67,24 @@ def test_what_a_page_may_not_send_is_not_kept(study, content):
     rating = Rating(Session(study.folder, tokens(study)[0]))
     rating._clicked(None, content, [])
     assert rating.problem.startswith("not kept") and rating.kept == 0 and len(study.responses()) == 0
+
+
+def test_an_answer_that_cannot_be_kept_is_told_each_time(study, monkeypatch):
+    monkeypatch.setattr(answers, "_PATIENCE", 0)
+    rating = Rating(Session(study.folder, tokens(study)[0]))
+    with answers.opened(study.path) as other:
+        other.execute("BEGIN EXCLUSIVE")  # as by a program that holds the file
+        for number in (1, 2):
+            click(rating, number, [4, 2, 1], 0)
+            assert rating.problem.startswith("not kept: database is locked. What was kept before is still there") and (rating.lost, rating.kept) == (number, 0)
+        rating._clicked(None, {"back": True, "click": 2}, [])
+        assert rating.problem.startswith("not kept")
+    assert study.progress().answered.tolist() == [0, 0]
+    click(rating, 3, [4, 2, 1], 0)
+    assert (rating.problem, rating.kept, rating.place) == ("", 3, 1) and study.progress().answered.tolist() == [1, 0]
+    study.folder.rename(study.folder.with_name("moved"))
+    click(rating, 4, [4, 2, 1], 0)
+    assert rating.problem.startswith("not kept: unable to open database file") and rating.lost == 4
 
 
 def test_edited_links_are_told_nothing(study):
@@ -118,8 +141,8 @@ def wait_for(port, process, seconds=60):
 class Served:
     """The study on a loopback port; `kill` ends the server by its id as a power cut would, `start` starts it again at the same address."""
 
-    def __init__(self, folder):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder, **limits):
+        self.folder, self.port, self.limits = folder, free_port(), limits
 
     def __enter__(self):
         self.start()
@@ -130,7 +153,7 @@ class Served:
         self.server.wait(30)
 
     def start(self):
-        self.server = serve(self.folder, port=self.port)
+        self.server = serve(self.folder, port=self.port, **self.limits)
         wait_for(self.port, self.server)
 
     def kill(self):
@@ -204,7 +227,7 @@ def test_an_edited_link_shows_one_sentence(study, chromium):
     with Served(study.folder) as served:
         page = chromium.new_page()
         page.goto(f"http://127.0.0.1:{served.port}/?rater={tokens(study)[0][:-1]}", timeout=60_000)
-        expect(page.locator(".widget-label, .jupyter-widgets.widget-label").first).to_contain_text("this link is not valid", timeout=60_000)
+        expect(page.locator("body")).to_have_text("this link is not valid: ask whoever sent it for the whole link")
         assert page.locator(".nb-rating").count() == 0 and "Traceback" not in page.content()
 
 
@@ -224,10 +247,10 @@ def test_the_command_prints_links_that_work_and_ends_its_server(study):
 
 # without the page
 
-def fetched(address):
+def fetched(address, **headers):
     """(status, text) of an address of the study's server."""
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -253,6 +276,70 @@ def answered(kernel_socket, message):
             if reply["content"].get("execution_state") == "idle":
                 break
     return kinds
+
+
+def processes_of(served):
+    """The pages' processes."""
+    return [one for one in psutil.Process(served.server.pid).children() if any("ipykernel" in part for part in one.cmdline())]
+
+
+def test_only_a_raters_link_costs_a_process(study):
+    with Served(study.folder) as served:
+        address = f"http://127.0.0.1:{served.port}/"
+        for query in ("", "?rater=", f"?rater={tokens(study)[0][:-1]}", f"?rater=guess&rater={tokens(study)[0]}", "?rater=%00", f"?token={tokens(study)[0]}"):
+            assert fetched(address + query)[1].count("this link is not valid: ask whoever sent it for the whole link") == 1, query
+        assert fetched(f"{address}favicon.ico")[0] == fetched(f"{address}any/file?rater={tokens(study)[0]}")[0] == 404
+        answered = [fetched(f"{address}?rater=guess{number}") for number in range(16)]
+        assert {status for status, _ in answered[:13]} == {200} and answered[-1][0] == 429 and "too many wrong links" in answered[-1][1]
+        assert not processes_of(served)
+        status, page = fetched(f"{address}?rater={tokens(study)[0]}")  # of the same address, perhaps of another rater in the same room
+        assert status == 200 and "kernelId" in page and len(processes_of(served)) == 1
+
+
+def test_a_raters_new_page_takes_the_place_of_the_oldest_and_pages_are_limited(study):
+    with Served(study.folder, processes=2) as served:
+        links = study.links(f"http://127.0.0.1:{served.port}").link
+        for number in range(4):
+            status, page = fetched(links[0])
+            assert status == 200 and "kernelId" in page and len(processes_of(served)) == min(number + 1, 2)
+        status, page = fetched(links[1])
+        assert status == 503 and "2 pages of this study are open, and the server has room for no more" in page and len(processes_of(served)) == 2
+        with ThreadPoolExecutor(8) as pool:
+            assert {status for status, _ in pool.map(fetched, [links[0]] * 8)} <= {200, 429}
+        assert len(processes_of(served)) <= 2
+
+
+def test_the_server_answers_to_its_own_names_only(study):
+    with Served(study.folder) as served:
+        address = f"127.0.0.1:{served.port}"
+        link = f"http://{address}/?rater={tokens(study)[0]}"
+        for foreign in ("elsewhere.example", f"elsewhere.example:{served.port}", "127.0.0.1.elsewhere.example", "10.0.0.1"):
+            for path in (link, f"http://{address}/voila/static/main.js", f"http://{address}/api/kernels/{uuid.uuid4()}"):
+                status, page = fetched(path, Host=foreign)
+                assert status == 403 and "does not answer to the name" in page, (foreign, path)
+        assert "does not answer to the name 'elsewhere.example': use the link as it was sent" in html.unescape(fetched(link, Host="elsewhere.example")[1])
+        assert not processes_of(served)
+        status, page = fetched(link, Host=f"localhost:{served.port}")
+        kernel = re.search(r'"kernelId": "([0-9a-f-]{36})"', page)[1]
+        with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
+            websocket.create_connection(f"ws://{address}/api/kernels/{kernel}/channels", timeout=5, host="elsewhere.example", origin="http://elsewhere.example")
+
+
+@pytest.mark.parametrize("host, address, served, own", [
+    ("127.0.0.1:8866", "127.0.0.1", "127.0.0.1", True), ("LOCALHOST", "127.0.0.1", "127.0.0.1", True), ("[::1]:8866", "::1", "::1", True),
+    ("192.168.1.7", "::ffff:192.168.1.7", "::", True), ("10.0.0.1", "172.17.0.2", "0.0.0.0", True), ("study.uni.example", "10.0.0.2", "study.uni.example", True),
+    (socket.gethostname(), "10.0.0.2", "10.0.0.2", True), ("10.0.0.1", "10.0.0.2", "10.0.0.2", False), ("elsewhere.example", "10.0.0.2", "0.0.0.0", False),
+    ("localhost.elsewhere.example", "127.0.0.1", "127.0.0.1", False), ("127.0.0.1.", "127.0.0.1", "127.0.0.1", False), ("", "127.0.0.1", "127.0.0.1", False)])
+def test_which_names_are_the_servers_own(host, address, served, own):
+    assert is_own_name(host, address, served) is own
+
+
+def test_wrong_links_are_counted_for_each_address_and_forgotten(monkeypatch):
+    now, wrong = [0.0], WrongLinks()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    assert [wrong.too_many("192.0.2.1") for _ in range(22)] == [False] * 20 + [True] * 2 and not wrong.too_many("192.0.2.2")
+    now[0] = 61.0
+    assert not wrong.too_many("192.0.2.1") and list(wrong._times) == ["192.0.2.1"]
 
 
 def test_a_raters_connection_runs_no_code_and_reaches_no_file(study, tmp_path):

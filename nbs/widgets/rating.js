@@ -21,7 +21,7 @@ class RatingView {
     this.shown = () => this.draw();
     this.changed = () => this.mark();
     model.on("change:place", this.shown);
-    for (const name of ["ratings", "best", "kept", "problem"]) model.on(`change:${name}`, this.changed);
+    for (const name of ["ratings", "best", "kept", "lost", "problem"]) model.on(`change:${name}`, this.changed);
     this.draw();
   }
 
@@ -30,7 +30,7 @@ class RatingView {
     URL.revokeObjectURL(this.picture);
     this.el.removeEventListener("keydown", this.press);
     this.model.off("change:place", this.shown);
-    for (const name of ["ratings", "best", "kept", "problem"]) this.model.off(`change:${name}`, this.changed);
+    for (const name of ["ratings", "best", "kept", "lost", "problem"]) this.model.off(`change:${name}`, this.changed);
   }
 
   draw() {
@@ -78,7 +78,7 @@ class RatingView {
   }
 
   backButton(place) {
-    const button = make("button", { class: "nb-back", text: "Back", onclick: () => this.model.send({ back: true }) });
+    const button = make("button", { class: "nb-back", text: "Back", onclick: () => this.model.send({ back: true, click: this.clicks }) });
     button.disabled = place === 0;
     return button;
   }
@@ -140,7 +140,8 @@ class RatingView {
   mark() {
     if (!this.lines.length) return;
     const problem = this.model.get("problem");
-    if (problem || this.model.get("kept") === this.clicks) {
+    const told = problem ? this.model.get("lost") : this.model.get("kept");
+    if (told === this.clicks) {
       clearTimeout(this.waiting);
       if (problem) this.stay(problem);
       else this.say(this.clicks ? "saved" : "");

@@ -9,6 +9,7 @@ __all__ = ['Rating', 'rating_page', 'serve']
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ class Rating(anywidget.AnyWidget):
     ratings = traitlets.List(help="1 to 5, or None, for each description; as kept.").tag(sync=True)
     best = traitlets.Int(None, allow_none=True, help="The position of the description picked as best; as kept.").tag(sync=True)
     kept = traitlets.Int(help="The number of the last click that was kept.").tag(sync=True)
-    problem = traitlets.Unicode(help="Why a click was not kept.").tag(sync=True)
+    problem = traitlets.Unicode(help="Why the click that came last was not kept; empty if it was.").tag(sync=True)
+    lost = traitlets.Int(help="The number of the last click that was not kept.").tag(sync=True)
 
     def __init__(self, session: Session):
         super().__init__()
@@ -52,19 +54,28 @@ class Rating(anywidget.AnyWidget):
 
     def _clicked(self, _widget, content, _buffers):
         """Keep what the page says: {"click": number, "place", "ratings", "best", "complete"}, or go back with {"back": true}."""
-        if content.get("back"):
-            self._show(max(0, self.place - 1))
-            return
         try:
-            self._session.answer(content["place"], content["ratings"], content["best"], content["complete"])
+            if content.get("back"):
+                self._show(max(0, self.place - 1))
+            else:
+                self._keep(content["click"], content["place"], content["ratings"], content["best"], content["complete"])
         except (ValueError, IndexError, KeyError) as error:  # what a page sends is not to be trusted
-            self.problem = f"not kept: {error}"
-            return
-        self.problem, self.kept = "", content["click"]
-        if content["complete"]:
+            self._tell(content, f"not kept: {error}")
+        except (sqlite3.Error, OSError) as error:  # a full disk, a folder that was moved, a file that another program holds
+            self._tell(content, f"not kept: {error}. What was kept before is still there; tell whoever sent you the link, and go on when it is mended")
+
+    def _keep(self, click, place, ratings, best, complete):
+        self._session.answer(place, ratings, best, complete)
+        self.problem, self.kept = "", click
+        if complete:
             self._show(self._session.first_open())
         else:
-            self.ratings, self.best = content["ratings"], content["best"]
+            self.ratings, self.best = ratings, best
+
+    def _tell(self, content, problem):
+        click = content.get("click")
+        with self.hold_sync():
+            self.problem, self.lost = problem, click if isinstance(click, int) and abs(click) < 2**53 else 0
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat10
 def rating_page(
@@ -90,8 +101,9 @@ def serve(
     folder,  # of the study
     host: str = "127.0.0.1",  # of this machine; another address shows the study to others
     port: int = 8866,
+    processes: int = 64,  # pages that may be open at a time, each with a process of 75 MB
 ) -> subprocess.Popen:
-    """Serve a study to several raters at once, each with a process of 75 MB; the server runs until it is ended.
+    """Serve a study to several raters at once; the server runs until it is ended. Only a rater's link starts a process, see `StudyServer`.
 
     Errors: FileNotFoundError for a folder without a study; ModuleNotFoundError without Voila; OSError for a port that cannot be had.
     """
@@ -103,8 +115,10 @@ def serve(
     _check_port(host, port)
     page = cache_folder("study") / "rating.ipynb"  # not beside the study: Voila gives away what lies beside its notebook
     page.write_text(json.dumps(_notebook()))
-    command = [sys.executable, "-m", "voila", str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--Voila.port_retries=0", "--show_tracebacks=False",
-               "--strip_sources=True", "--MappingKernelManager.cull_idle_timeout=3600", "--MappingKernelManager.cull_interval=300"]
+    start = "from neuronbench.widgets.study_server import StudyServer; StudyServer.launch_instance()"
+    command = [sys.executable, "-c", start, str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--Voila.port_retries=0", "--show_tracebacks=False",
+               "--strip_sources=True", f"--StudyServer.processes={processes}", "--MappingKernelManager.cull_idle_timeout=3600", "--MappingKernelManager.cull_interval=300",
+               "--VoilaConfiguration.multi_kernel_manager_class=neuronbench.widgets.study_server.RaterProcesses"]
     return subprocess.Popen(command, env={**os.environ, "NEURONBENCH_STUDY": str(study)}, cwd=page.parent)
 
 
