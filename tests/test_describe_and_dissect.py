@@ -7,12 +7,15 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 from PIL import Image
 
 import neuronbench as nb
-from neuronbench.describe.candidates import Asking, candidates_of
+from neuronbench.basics import clean_text
+from neuronbench.describe.candidates import Asking, candidates_of, cleaned
 from neuronbench.describe.describe_and_dissect import DescribeAndDissect
 from neuronbench.describe.prompts import Prompts
 from neuronbench.describe.scoring import SCORINGS
@@ -655,3 +658,34 @@ def test_the_worlds_own_models_name_a_colour_from_nothing():
     assert "red" in trace.description.split() and trace.failure is None and len(trace.found.captions) == 10
     assert sum("red" in caption.split() for caption in trace.found.captions) >= 8
     assert trace.painted.activations.shape[1] == 10 and np.isfinite(trace.painted.activations).all()
+
+
+# labels as chat models write them
+
+
+@pytest.mark.parametrize("said", [
+    "Red boats.", '**Label:** "Red boats"', "**Label**: red boats", "Label: **red boats**", "label：red boats", "Concept label - red boats", "1. red boats", "1) red boats", "- red boats",
+    "* red boats", "• red boats", "**1. Red boats**", "```\nred boats\n```", "```text\nred boats\n```", "```red boats```", "`red boats`", "# Red Boats", "### Label\nred boats",
+    '## **Concept Label:**\n\n"Red boats"', "***Red boats***", "_red boats_", "> red boats", "red boats\n---", "The neuron responds to: red boats", "Unit 12 responds to: **red boats**.",
+    "This neuron responds strongly to red boats.", "Sure! Here is the label:\n\nred boats", 'Sure, here is a concise label: "red boats".', "Here's one: red boats", "Label:\nred boats",
+    "Final answer: red boats", 'The concise concept label is "red boats"', 'Title: "Label: red boats"', "Answer: red boats\n\nExplanation: they all show boats.",
+    "**Red boats**\n\nThis label captures what they share.", "<answer>red boats</answer>", "\\boxed{red boats}", "\x1b[31mred\u202e boats\x1b[0m",
+])
+def test_a_label_is_found_in_markdown_and_after_what_announces_it(said):
+    assert cleaned(said) == "red boats" == cleaned(cleaned(said))
+
+
+@pytest.mark.parametrize("said, label", [
+    ("1. red boats\n2. blue boats", "red boats, blue boats"), ("Here are two:\n- red boats\n- blue boats", "red boats, blue boats"), ("red boats: a view", "red boats: a view"),
+    ("a clock at 12:30", "a clock at 12:30"), ("3.5 mm jack", "3.5 mm jack"), ("2 boats", "2 boats"), ("C# code", "c# code"), ("#1 fan", "#1 fan"), ("snake_case and a*b*c", "snake_case and a*b*c"),
+    ("concept", "concept"), ("label", "label"), ("description of a boat: old", "description of a boat: old"), ("<b>it's</b> a U.S. flag", "<b>it's</b> a u.s. flag"), ("Label:", ""), ("", ""),
+])
+def test_what_is_a_label_or_a_list_stays(said, label):
+    assert cleaned(said) == label
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_a_cleaned_label_is_one_clean_line(said):
+    label = cleaned(said)
+    assert label == " ".join(label.split()) == clean_text(label) and label.lower() == label

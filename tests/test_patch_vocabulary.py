@@ -205,6 +205,9 @@ def test_phrases_of_any_text_are_distinct_short_and_clean(text):
     ("Features: hull, mast; sails.", ("hull", "mast", "sails")),
     ("It is known by a great many things that no list could ever hold.", ()),
     ("...\n---", ()),
+    ("Here are:\n- **Parts:** mast, sail\n- a red hull\n### Colors\n1. white", ("mast", "sail", "red hull", "white")),
+    ("```text\nmast\nsail\n```", ("mast", "sail")),
+    ("**Setting and colors:** open sea; white\nhull", ("open sea", "white", "hull")),
     ("", ()),
 ])
 def test_phrases_of_the_ways_in_which_models_answer(text, expected):

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from ..basics import choose, content_key
-from .candidates import _REFUSAL, cleaned, in_parts
+from .candidates import _REFUSAL, cleaned, in_parts, written_lines
 from .descriptions import chosen_units, describe_frame, joined_frames, layer_reasons
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
@@ -139,18 +139,22 @@ def predicted_classes(
 # %% ../../nbs/describe/15_patch_vocabulary.ipynb #68a967a8
 PROMPT = """What are useful visual features for telling a {class} apart in a photo? Name what it is, its parts, colors, textures, shapes \
 and the setting that it is seen in. Only state short phrases of 1-5 words, one per line, without numbers and without explanations."""
-_MARK = re.compile(r"^\s*(?:[-*•–—+]+\s*|\(?\d+[.):]\s*)")
 _MOST_WORDS = 8
+_GROUP = re.compile(r"(?:\w+ and )?(?:names?|parts?|colou?rs?|textures?|patterns?|materials?|shapes?|settings?|features?|other)\s*:\s+", re.IGNORECASE)
 
 
 def phrases_of(
     answer: str,  # what a language model said: phrases one per line, or on one line with commas
 ) -> tuple:
-    """The phrases, cleaned: lower case, without marks, quotes, articles and final periods, each once, at most 8 words long."""
-    lines = [line for line in answer.splitlines() if line.strip()]
+    """The phrases, cleaned: lower case, without marks, quotes, articles and final periods, each once, at most 8 words long.
+
+    Headings and what announces a list are none, and "Parts: a mast, a sail" are two.
+    """
+    lines = [line for line, _ in written_lines(answer) if not line.endswith(":") and not _GROUP.fullmatch(f"{line}: ")]
     if len(lines) == 1:
-        lines = re.split("[,;]", lines[0].rpartition(":")[2])
-    phrases = [re.sub(r"^(?:an?|the) ", "", cleaned(_MARK.sub("", line).replace("**", ""))) for line in lines]
+        lines = [lines[0].rpartition(":")[2]]
+    parts = [part for line in lines for part in (re.split("[,;]", _GROUP.sub("", line)) if len(lines) == 1 or _GROUP.match(line) else [line])]
+    phrases = [re.sub(r"^(?:an?|the) ", "", cleaned(part)) for part in parts]
     return tuple(dict.fromkeys(phrase for phrase in phrases if _is_phrase(phrase)))
 
 
