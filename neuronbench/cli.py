@@ -213,8 +213,8 @@ def _add_method(group):
     group.add_argument("--clip", metavar="NAME", help="an open_clip name or a local folder, instead of ViT-B-16; of clip-dissect, falcon, patch-vocabulary and describe-and-dissect")
     group.add_argument("--clip-pretrained", metavar="TAG", help="of an open_clip name: its tag or a checkpoint's path (openai)")
     group.add_argument("--captioner", metavar="NAME", help="of describe-and-dissect: a hub name or a local folder, instead of BLIP base")
-    group.add_argument("--chat", metavar="NAME", help="of describe-and-dissect and patch-vocabulary: a model as the server calls it, a local folder, or, of describe-and-dissect alone, consensus for no language model")
-    group.add_argument("--chat-url", metavar="URL", help="of the model in --chat: an OpenAI-compatible server, such as http://localhost:11434/v1; the key is OPENAI_API_KEY")
+    group.add_argument("--chat", metavar="NAME", help="of describe-and-dissect and patch-vocabulary: a model as the server calls it, a local folder, or, of describe-and-dissect alone, consensus for no language model (gpt-6-luna, of OpenAI)")
+    group.add_argument("--chat-url", metavar="URL", help="of the model in --chat: an OpenAI-compatible server, such as http://localhost:11434/v1, or an Azure deployment; the key is OPENAI_API_KEY, for Azure AZURE_OPENAI_API_KEY")
     group.add_argument("--painter", metavar="NAME", help="of describe-and-dissect: a hub name or a local folder, instead of Stable Diffusion 1.5")
 
 

@@ -64,7 +64,7 @@ NEEDS = {
 MODELS = {  # the models of the papers, or their nearest of today: loaded when a method needs one that the bench was not given
     "clip": lambda: CLIP("ViT-B-16", pretrained="openai"),
     "captioner": lambda: Captioner("Salesforce/blip-image-captioning-base"),
-    "chat": lambda: Chat("gpt-4o-mini"),
+    "chat": lambda: Chat("gpt-6-luna"),
     "painter": lambda: Painter("stable-diffusion-v1-5/stable-diffusion-v1-5"),
 }
 

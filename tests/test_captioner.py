@@ -390,4 +390,4 @@ def test_nothing_to_ask_is_an_error_in_one_sentence(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ValueError, match="OPENAI_API_KEY"):
-        ChatCaptioner(Chat("gpt-4o-mini")).captions(pictures(1))
+        ChatCaptioner(Chat("gpt-6-luna")).captions(pictures(1))

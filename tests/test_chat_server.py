@@ -703,7 +703,7 @@ def test_nothing_listening_is_one_sentence():
 
 def test_no_key_names_the_variable_and_the_ways_without():
     with pytest.raises(ValueError, match="OPENAI_API_KEY.*LocalChat and Consensus need no key"):
-        Chat("gpt-4o-mini").answers([ask("a")], progress=False)
+        Chat("gpt-6-luna").answers([ask("a")], progress=False)
 
 
 def test_a_server_of_ones_own_is_sent_a_placeholder(proxy):
@@ -726,7 +726,7 @@ def test_openai_itself_gets_the_key_and_its_newer_name_for_the_limit(monkeypatch
     openai_itself = httpx2.MockTransport(answer)
     monkeypatch.setattr("neuronbench.foundation.chat._http_client", lambda *_: httpx2.AsyncClient(transport=openai_itself))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert Chat("gpt-4o-mini").answers([ask("a")], progress=False)[0].text == "fine"
+    assert Chat("gpt-6-luna").answers([ask("a")], progress=False)[0].text == "fine"
     assert str(sent[0].url) == "https://api.openai.com/v1/chat/completions" and sent[0].headers["Authorization"] == f"Bearer {KEY}"
     body = json.loads(sent[0].content)
     assert body["max_completion_tokens"] == 8 and "max_tokens" not in body
