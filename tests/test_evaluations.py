@@ -227,15 +227,58 @@ def test_weights_of_linear_and_convolutional_layers_by_unit():
     assert np.allclose(joining_weights(network, "3", (4, 2), positions=9), matrix.reshape(2, 4, 9).sum(2))
 
 
+def test_weights_inside_a_wrapper_are_those_of_the_bare_network():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.Flatten())
+    expected = network[0].weight.detach().numpy().sum((2, 3))
+    for wrapper, name in ((torch.nn.DataParallel(network), "module.0"), (torch.compile(network), "_orig_mod.0")):
+        assert np.allclose(joining_weights(wrapper, name, (3, 4)), expected) and np.allclose(joining_weights(wrapper, "0", (3, 4)), expected)
+
+
+def test_a_transposed_convolution_is_read_the_right_way_round():
+    network = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 3, 1, bias=False))
+    assert np.allclose(joining_weights(network, "0", (3, 3)), network(torch.eye(3)[..., None, None])[..., 0, 0].T.detach())
+
+
+@pytest.mark.parametrize("module", [torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.Embedding(4, 1), torch.nn.Embedding(4, 4), torch.nn.Bilinear(4, 4, 4)])
+def test_weights_that_do_not_join_every_two_units_are_refused(module):
+    with pytest.raises(ValueError, match="modules that fit: 1"):
+        joining_weights(torch.nn.Sequential(module, torch.nn.Linear(4, 4)), "0", (4, 4))
+
+
+class UnitsLast(torch.nn.Module):
+    """Flattens maps whose units are the last axis, and reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.head = torch.nn.Identity(), torch.nn.Linear(16 * 3, 2)
+
+    def forward(self, batch):
+        return self.head(self.maps(batch.movedim(1, 3)).flatten(1))
+
+
+def test_flattened_maps_with_units_last_are_told_apart(monkeypatch, tmp_path):
+    network, seen = UnitsLast(), []
+    network.head.weight.data = torch.arange(96.0).view(2, 48).sin()
+    images = nb.ProbingSet.from_images([Image.effect_noise((4, 4), 90).convert("RGB") for _ in range(6)])
+    to_tensor = lambda image: torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)
+    found = nb.record(nb.Target(network, ["maps", "head"], to_tensor, device="cpu", layout={"maps": "maps-last"}), images, progress=False)
+    step = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4)  # one unit everywhere
+    expected = (network(step) - network.head.bias).T.detach().numpy()
+    assert np.allclose(joining_weights(network, "head", (3, 2), 16, units_last=True), expected, atol=1e-5)
+    monkeypatch.setattr("neuronbench.evaluate.connections._compared", lambda rows, weights, *_: seen.append(weights) or pd.DataFrame())
+    connections(pd.concat([described((0, "red"), (1, "green")), described((0, "red"), layer="head")]), found, "maps", "head", ColourModel(), positions=16)
+    assert np.allclose(seen[0], expected, atol=1e-5)
+
+
 def test_layers_without_one_matrix_name_what_could_be_recorded():
     from torchvision.models import resnet18
 
     network = resnet18(weights=None)
-    with pytest.raises(ValueError, match="'layer4' has no weight.*layer4.0.conv1.*record the convolution"):
+    with pytest.raises(ValueError, match="'layer4' .* has no weight.*layer4.0.conv1.*record the convolution"):
         joining_weights(network, "layer4", (256, 512))
-    with pytest.raises(ValueError, match="shape \\(1000, 512\\): expected 1000 x 256.*none"):
+    with pytest.raises(ValueError, match="'fc' \\(Linear\\) has a weight of shape \\(1000, 512\\): expected .* all 256 inputs to 1000 units; modules that fit: none"):
         joining_weights(network, "fc", (256, 1000))
-    with pytest.raises(AttributeError, match="layer9"):
+    with pytest.raises(KeyError, match="no layer 'layer9'; did you mean 'layer"):
         joining_weights(network, "layer9", (256, 512))
 
 

@@ -255,7 +255,7 @@ def test_the_published_encoder_sees_what_theirs_sees(tmp_path, name):
 
 def test_published_milan_describes_a_unit(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
-    method = nb.MILAN(*load_published(saved(tmp_path, published()), "cpu"), exemplars=3, beam=4)
+    method = nb.MILAN.published(saved(tmp_path, published()), "cpu", exemplars=3, beam=4)
     rng = np.random.default_rng(0)
     images = nb.ProbingSet.from_images([Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(6)])
     preprocess = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255

@@ -18,6 +18,7 @@ import pandas as pd
 from ..basics import choose, content_key
 from .descriptions import chosen_units, finite_units, joined_frames, kept, layer_reasons, trace_frame
 from .trace import _show, _wrapped
+from ..foundation.region_captioner import load_published
 from ..probe.recording import check_images
 from ..probe.regions import exemplar_regions, region_features
 
@@ -120,9 +121,19 @@ class MILAN:
         if not 0 <= self.quantile < 1:
             raise ValueError(f"quantile is {self.quantile}: expected a share of the activations, at least 0 and below 1")
         if self.region_captioner is None or self.region_encoder is None:
-            raise TypeError("MILAN needs a trained region captioner and its encoder: see load_published, RegionCaptioner.load and train_by_network")
+            raise TypeError("MILAN needs a trained region captioner and its encoder: see MILAN.published, RegionCaptioner.load and train_by_network")
         if self.region_captioner.encoder != self.region_encoder.learnt:
             raise ValueError("this captioner was trained on the features of another encoder; give the encoder that it was trained with")
+
+    @classmethod
+    def published(
+        cls,
+        path,  # of the authors' weights, see `load_published`
+        device=None,  # the fastest if None
+        **settings,  # the other fields
+    ):
+        """The method as its authors trained it. Errors: those of `load_published`."""
+        return cls(*load_published(path, device), **settings)
 
     def __call__(self, recording, images, units=None) -> pd.DataFrame:
         check_images(recording, images)

@@ -8,8 +8,11 @@ __all__ = ['joining_weights', 'connections', 'connection_summary']
 # %% ../../nbs/evaluate/08_connections.ipynb #con02
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from ..basics import choose
 from .agreement import described_units
+from ..probe.hooks import named_layers
 
 # %% ../../nbs/evaluate/08_connections.ipynb #con06
 def joining_weights(
@@ -17,27 +20,41 @@ def joining_weights(
     second: str,  # dotted name of a linear or convolutional module, whose units are the second layer
     units: tuple,  # (of the first layer, of the second): how many units both have
     positions: int = 1,  # of each unit's map, where the second layer reads flattened maps, such as 36 for 6 x 6
+    units_last: bool = False,  # whether the units are the last axis of the maps that are flattened
 ) -> np.ndarray:
     """(second unit, first unit) float32: the weight of each connection, summed over the kernel of a convolution and over the positions of a flattened map.
 
-    Errors: AttributeError of torch for a module that is not there; ValueError for one without such a matrix, naming those that have one.
+    Errors: KeyError naming the nearest module; ValueError for one without such a matrix, naming those that have one.
     """
-    weight = getattr(network.get_submodule(second), "weight", None)
-    joined = None if weight is None else _by_unit(weight.detach().float().cpu().numpy(), units, positions)
+    modules = named_layers(network)
+    module = modules[choose(second, modules, "layer")]
+    joined = _by_unit(module, units, positions, units_last)
     if joined is None:
-        fitting = [name for name, module in network.named_modules() if getattr(module, "weight", None) is not None and _by_unit(module.weight.detach(), units, positions) is not None]
+        fitting = [name for name, each in modules.items() if _by_unit(each, units, positions, units_last) is not None]
+        weight = getattr(module, "weight", None)
         shape = "no weight" if weight is None else f"a weight of shape {tuple(weight.shape)}"
-        raise ValueError(f"{second!r} has {shape}: expected {units[1]} x {positions * units[0]}, the units of both layers; modules that have it: {', '.join(fitting) or 'none'}. "
-                         "Between residual blocks, record the convolution that reads the first layer, and compare with that")
+        raise ValueError(f"{second!r} ({type(module).__name__}) has {shape}: expected a linear layer or a convolution of all {positions * units[0]} inputs to {units[1]} units; "
+                         f"modules that fit: {', '.join(fitting) or 'none'}. Between residual blocks, record the convolution that reads the first layer, and compare with that")
     return joined
 
 
-def _by_unit(weight, units, positions):
-    """The weight as (second, first), or None if it does not fit."""
-    first, second = units
-    if weight.ndim not in (2, 4) or weight.shape[:2] != (second, first * positions):
+def _by_unit(module, units, positions, units_last):
+    """The weights as (second, first), or None if the module is none that adds up all units of the first layer by a matrix of this shape."""
+    (first, second), weight = units, _matrix(module)
+    if weight is None or weight.shape[:2] != (second, first * positions):
         return None
-    return weight.reshape(second, first, -1).sum(-1)
+    shape = (second, positions, first, -1) if units_last else (second, first, positions, -1)
+    return weight.reshape(shape).sum(-1).sum(1 if units_last else 2)
+
+
+def _matrix(module):
+    """(out, in, ...) float32 of a linear layer or a convolution of one group, or None; a convolution that is transposed holds (in, out, ...)."""
+    if isinstance(module, nn.Linear):
+        return module.weight.detach().float().cpu().numpy()
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.groups > 1:
+        return None
+    weight = module.weight.detach().float().cpu().numpy()
+    return weight.swapaxes(0, 1) if module.transposed else weight
 
 # %% ../../nbs/evaluate/08_connections.ipynb #con09
 def connections(
@@ -56,7 +73,7 @@ def connections(
     """
     given = described_units(descriptions, recording)
     counts = tuple(recording[layer].sizes["unit"] for layer in (first, second))
-    weights = joining_weights(recording.target.model, second, counts, positions)
+    weights = joining_weights(recording.target.model, second, counts, positions, recording.layouts[first].unit_axis > 1)
     parts = [_compared(rows, weights, method, first, second, model, strongest, seed) for method, rows in given.groupby("method", sort=False)]
     return pd.concat(parts, ignore_index=True)
 
