@@ -214,6 +214,11 @@ def test_the_number_of_exemplars_can_be_chosen(page, recording):
     assert exemplars_on(page) == expected_exemplars(recording, "maps", 0, 17)
 
 
+def test_the_still_picture_is_hidden_while_a_kernel_answers(page):
+    still = page.locator("[data-nb-still] img")
+    assert still.count() == 1 and still.get_attribute("alt") == "Browser(layer='maps', unit=0)" and still.is_hidden()
+
+
 def test_the_pooling_that_ranks_can_be_chosen(page, recording):
     title = page.locator(".nb-main .nb-small")
     assert "images, pooled by mean (" in title.text_content()

@@ -779,6 +779,19 @@ def test_other_images_are_refused(recording):
 # without a kernel
 
 
+def test_tuners_are_shown_with_a_still_output_that_the_view_hides(prompts, recording, monkeypatch):
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+    run(prompts)
+    for tuner, held in ((CropsTuner(recording, "maps", 3, side=60), "<img "), (prompts, "<table")):
+        tuner._ipython_display_()
+        view, still = outputs[-2:]
+        assert set(view) == {"application/vnd.jupyter.widget-view+json", "text/plain"} and held in still["text/html"] and tuner.still_id in still["text/html"]
+    listen(prompts)
+    ask(prompts, "ask")
+    assert last(prompts, "awake")  # by which the view knows to hide it
+
+
 def test_stored_outputs_hold_a_picture_or_a_table(scoring, prompts, compare, recording):
     run(prompts)
     for tuner, kind in ((CropsTuner(recording, "maps", 3, side=60), "image/png"), (scoring, "image/png"), (prompts, "text/html"), (compare, "text/html")):

@@ -260,7 +260,7 @@ def test_pins_are_a_frame_and_a_csv_file(browser):
 
 def test_every_trait_of_the_view_explains_itself(browser):
     own = {name for name in type(browser).class_trait_names(sync=True) if not name.startswith("_")} - {"layout", "tabbable", "tooltip"}
-    assert len(own) == 18 and all(type(browser).class_traits()[name].help for name in own)
+    assert len(own) == 19 and all(type(browser).class_traits()[name].help for name in own)
 
 
 def test_a_click_and_a_cell_take_turns(browser):
@@ -339,12 +339,22 @@ def test_the_stored_output_has_a_picture_besides_the_view(browser):
     assert bundle["text/plain"] == "Browser(layer='maps', unit=3)"
 
 
-def test_a_stored_notebook_shows_the_picture_in_html(browser):
+@pytest.mark.parametrize("with_state", [False, True])
+def test_a_stored_notebook_shows_the_picture_in_html(browser, monkeypatch, with_state):
     import nbformat
     from nbconvert import HTMLExporter
 
-    bundle, _ = browser._repr_mimebundle_()
-    output = nbformat.v4.new_output("display_data", data=bundle)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("browser", outputs=[output])])
+    cells = []
+    for unit in (3, 4):
+        browser.unit = unit
+        cells.append(nbformat.v4.new_code_cell("browser", outputs=[]))
+        monkeypatch.setattr("IPython.display.display", lambda data, **_: cells[-1].outputs.append(nbformat.v4.new_output("display_data", data=data)))
+        browser._ipython_display_()
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    if with_state:
+        state = {browser.model_id: {"model_name": "AnyModel", "model_module": "anywidget", "state": {}}}
+        notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state, "version_major": 2, "version_minor": 0}}
     html, _ = HTMLExporter().from_notebook_node(notebook)
-    assert bundle["image/png"][:200] in html.replace("\n", "")
+    assert html.count('src="data:image/png') == 2 and html.count(f'data-nb-still="{browser.still_id}"') == 2
+    assert html.count(f'"model_id": "{browser.model_id}"') == 2 * with_state
+    assert 'alt="Browser(layer=&#x27;maps&#x27;, unit=4)"' in html

@@ -195,7 +195,10 @@ class BrowserView extends View {
     this.on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
     this.on(["opacity", "threshold", "show_map"], () => this.showMaps());
     this.on(["pinned"], () => this.showPins());
-    this.model.on("msg:custom", (message, buffers) => this.receive(message, buffers));
+    this.model.on("msg:custom", (message, buffers) => {
+      this.hideStill();
+      this.receive(message, buffers);
+    });
     this.listenToKeys();
     this.resized = new ResizeObserver(() => this.showHistogram());
     this.resized.observe(this.histogram);

@@ -128,6 +128,13 @@ class View {
     names.forEach((name) => this.model.on(`change:${name}`, act));
   }
 
+  // The picture below the view is for who reads without a kernel; one that answers has no need of it.
+  hideStill() {
+    if (this.still) return;
+    this.still = make("style", { text: `[data-nb-still="${CSS.escape(this.get("still_id"))}"] { display: none; }` });
+    document.head.append(this.still);
+  }
+
   listenToKeys() {
     this.root.addEventListener("keydown", (event) => this.press(event));
     this.root.addEventListener("pointerdown", (event) => this.takeFocus(event));

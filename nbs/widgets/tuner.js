@@ -70,6 +70,7 @@ class TunerView extends View {
     this.on(["message"], () => this.showMessage());
     this.on(["code"], () => this.showCode());
     this.model.on("msg:custom", (content, buffers) => {
+      this.hideStill();
       this.arrived = this.arrived.then(() => this.receive(content, buffers)).catch((error) => console.error(error)); // pictures take a moment to decode; the order stays
     });
   }

@@ -24,6 +24,7 @@ from ..probe.recording import check_images
 from ..probe.seen import Seen
 from .files import joined
 from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
+from .still import WithStill
 from .turns import TakesTurns
 
 # %% ../../nbs/widgets/02_browser.ipynb #3984d651
@@ -92,7 +93,7 @@ def unit_message(
     return content, ([] if shown.maps is None else [shown.maps.tobytes()]) + pictures
 
 # %% ../../nbs/widgets/02_browser.ipynb #5762f073
-class BrowserState(TakesTurns, anywidget.AnyWidget):
+class BrowserState(TakesTurns, WithStill, anywidget.AnyWidget):
     """The traits that Python and the view share; the view is browser.js."""
 
     _esm = joined("parts.js", "browser.js")

@@ -256,7 +256,7 @@ class PromptsTuner(PromptsEditor):
         self.truth = truth
         self._captions = {}  # {what they depend on: captions of a unit}
         super().__init__(method, recording, layer, unit, chats, folder)
-        self.actions |= {"ask": self._estimate, "run": self.run, "count": self.count, "save": self._save, "load": self._load}
+        self.actions |= {"ask": self._wake, "run": self.run, "count": self.count, "save": self._save, "load": self._load}
         self.observe(self._choose_units, ["chosen", "layer", "unit", "unit_count"])
         self.observe(self._estimate, "method")
         self._choose_units()
@@ -270,6 +270,10 @@ class PromptsTuner(PromptsEditor):
         self.problems = problems
         self.runs = f"Run on unit {self.units[0]}" if len(self.units) == 1 else f"Run on {len(self.units)} units"
         self._estimate()
+
+    def _wake(self):
+        self._estimate()
+        self.send({"kind": "awake"})  # all else is a trait: this tells the view that a kernel answers
 
     def _save(self, name):
         self.save(name.strip())

@@ -15,6 +15,7 @@ import traitlets
 
 from ..basics import choose
 from .grid import choose_unit
+from .still import WithStill
 from .turns import TakesTurns
 from .work import Work
 
@@ -121,7 +122,7 @@ def chosen_numbers(
     return list(dict.fromkeys(numbers))
 
 # %% ../../nbs/widgets/04_tuner.ipynb #e5ec9430
-class TunerState(TakesTurns, anywidget.AnyWidget):
+class TunerState(TakesTurns, WithStill, anywidget.AnyWidget):
     """The traits that Python and every tuner's view share."""
 
     layers = traitlets.List(help="The recorded layers; made by Python.").tag(sync=True)
