@@ -113,12 +113,15 @@ def test_a_label_in_two_categories_is_no_tie_with_itself():
     assert (found.concept[0], found.category[0]) == ("boat", "object") and found.attrs["failures"] == []
 
 
-def test_one_image_is_enough_for_masks_and_the_pooling_ranks_the_exemplars():
+def test_one_image_tells_nothing_two_do_and_the_pooling_ranks_the_exemplars():
     maps, masks = planted_case()
-    image = int(np.flatnonzero(maps[:, :2].any((2, 3)).all(1))[0])
-    recording = recorded(maps[[image], :2])
-    annotations = annotations_from_arrays(recording.images, {name: of[[image]] for name, of in masks.items()}, CATEGORIES)
-    assert NetworkDissection(annotations, share=SHARE).explain(recording, recording.images).iou.tolist() == [1, 1]
+    images = np.flatnonzero(maps[:, :2].any((2, 3)).all(1))[:2]
+    for chosen, expected in ((images[:1], [np.nan, np.nan]), (images, [1, 1])):
+        recording = recorded(maps[chosen, :2])
+        annotations = annotations_from_arrays(recording.images, {name: of[chosen] for name, of in masks.items()}, CATEGORIES)
+        found = NetworkDissection(annotations, share=SHARE).explain(recording, recording.images)
+        assert np.array_equal(found.iou, expected, equal_nan=True)
+        assert {failure["reason"] for failure in found.attrs["failures"]} == ({"there is only one image, so that no image stands out"} if len(chosen) == 1 else set())
     with pytest.raises(KeyError, match="recorded pooling 'max'"):
         NetworkDissection(annotations, share=SHARE, pool="max").trace(recording, "table", 0)
 
