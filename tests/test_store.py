@@ -50,8 +50,8 @@ def target(seed=0):
     return Target(nn.Sequential(nn.Conv2d(3, 4, 3)), ["0"], to_tensor, device="cpu")
 
 
-def recorded(store, seed=0):
-    return record(target(seed), ProbingSet.from_dataset(Noise()), store, workers=0, progress=False)
+def recorded(store, seed=0, count=258):
+    return record(target(seed), ProbingSet.from_dataset(Noise(count)), store, workers=0, progress=False)
 
 
 def answers(recording):
@@ -104,6 +104,78 @@ def test_any_file_that_is_lost_or_damaged_is_made_anew(sound, tmp_path, harm):
             Noise.asked = 0
             assert answers(recorded(copy)) == expected and Noise.asked == 0, file  # the damage is mended for good
         shutil.rmtree(copy)
+
+
+def to_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def to_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def to_nesting(path):
+    path.write_bytes(b"[" * 200_000)
+
+
+def to_null(path):
+    path.write_bytes(b"null")
+
+
+def to_file(path):
+    shutil.rmtree(path)
+    path.write_bytes(b"x")
+
+
+def to_nowhere(path):
+    shutil.rmtree(path)
+    path.symlink_to("/nowhere/there")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(store of one chunk, what it answers)."""
+    store = tmp_path_factory.mktemp("small") / "s.zarr"
+    return store, answers(recorded(store, count=6))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes")
+@pytest.mark.parametrize("harm", [to_folder, to_itself, to_pipe, to_nesting, to_null, to_file, to_nowhere, shutil.rmtree])
+def test_what_lies_in_the_place_of_a_file_or_a_folder_makes_way(small, tmp_path, harm):
+    store, expected = small
+    whole = harm in (to_file, to_nowhere, shutil.rmtree)
+    for number, path in enumerate(sorted(path.relative_to(store) for path in store.rglob("*") if path.is_dir() == whole)):
+        copy = tmp_path / f"{number}.zarr"
+        shutil.copytree(store, copy)
+        harm(copy / path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert answers(recorded(copy, count=6)) == expected, path
+
+
+def test_metadata_that_change_under_an_open_recording_are_refused(small, tmp_path):
+    store, expected = small
+    shutil.copytree(store, tmp_path / "s")
+    opened = recorded(tmp_path / "s", count=6)
+    for name, ask in (("pooled/0/mean", lambda one: one["0"]), ("sketch/0", lambda one: one.quantile("0", 0.5)), ("nonfinite/0", lambda one: one.nonfinite),
+                      ("finished", lambda one: one.bad_images)):
+        [file] = (tmp_path / "s").glob(f"*/{name}/zarr.json")
+        sound = file.read_text()
+        line = sound.replace("\n", "").replace("[    ", "[")
+        for change in (('"shape": [', '"shape": [1'), ("NaN", "1.0"), ('"fill_value": 0', '"fill_value": 1'), ("zstd", "gzip"), ("int", "uint"), ("float32", "float64")):
+            if change[0] in line:
+                file.write_text(line.replace(*change, 1))
+                with pytest.raises(StoreError, match="zarr.json' of the store is missing or damaged: call record"):
+                    ask(opened)
+        file.write_text(sound)
+    assert answers(opened) == expected
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -209,7 +281,7 @@ def test_what_is_nothing_but_fill_values_is_not_missing(tmp_path):
     group = root_group(tmp_path / "s").create_group("g")
     assert [what for _, _, what in damaged(new_array(group, "a", plan))] == ["missing"] * 2
     write(group, "a", slice(None), np.nan)
-    with reading(group, "a") as array:
+    with reading(group, "a", plan) as array:
         assert np.isnan(array[:]).all() and not damaged(array)
 
 

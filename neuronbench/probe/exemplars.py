@@ -19,7 +19,7 @@ from ..basics import content_key
 from .images import BadImage, ProbingSet
 from .layout import maps
 from .recording import Recording, _checked_unit, _decoded
-from .store import ArrayPlan, StoreError, folder_of, locked, new_array, reading, write
+from .store import ArrayPlan, StoreError, folder_of, locked, new_array, reading, stored_array, write
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
 def _ranked(
@@ -95,11 +95,18 @@ def _kept_maps(recording, layer, units, wanted, images):
 
 def _sound_maps(group, name):
     """The maps of that name, or None where they are missing, incomplete or damaged."""
+    array = stored_array(group, name)
+    if array is None or array.attrs.get("complete") != _mark(array):
+        return None
     try:
-        with reading(group, name) as array:
-            return array[:] if array.attrs.get("complete") == _mark(array) else None
+        with reading(group, name, _maps_plan(array.shape)) as array:
+            return array[:]
     except StoreError:
         return None
+
+
+def _maps_plan(shape):
+    return ArrayPlan(shape, (1, *shape[1:]), "float32", np.nan)
 
 
 def _mark(array):
@@ -110,7 +117,7 @@ def _keep(group, name, maps):
     try:
         with locked(folder_of(group), group.path):
             if _sound_maps(group, name) is None:  # nobody else has kept them meanwhile
-                array = new_array(group, name, ArrayPlan(maps.shape, (1, *maps.shape[1:]), "float32", np.nan))
+                array = new_array(group, name, _maps_plan(maps.shape))
                 write(group, name, slice(None), maps)
                 array.attrs["complete"] = _mark(array)
     except OSError as error:  # a store that others may only read

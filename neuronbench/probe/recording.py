@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..basics import choose, content_key
 from .images import BadImage, ProbingSet
 from .layout import POOLINGS, Layout, pooled, positions
-from .store import ArrayPlan, damaged, locked, new_array, new_group, planned_array, reading, root_group, stored_group, storing, write
+from .store import ArrayPlan, damaged, locked, make_way_for_chunks, new_array, new_group, planned_array, reading, root_group, stored_array, stored_group, storing, write
 from .target import Target
 
 # %% ../../nbs/probe/03_recording.ipynb #8fc76a25
@@ -306,16 +306,19 @@ def _open(store, key, begin):
         if begun:
             plan, group = begun[0], new_group(root, key, _attributes(*begun))
         for name, planned in _arrays(plan).items():
-            if planned_array(group, name, planned) is None:
+            if (array := planned_array(group, name, planned)) is None:
                 new_array(group, name, planned)
+            else:
+                make_way_for_chunks(array)
     return group, plan
 
 # %% ../../nbs/probe/03_recording.ipynb #5479b0d6
 def _faults(group, plan):
     """(numbers of the chunks that are not finished, {number of a finished chunk: its file that is missing or damaged})."""
-    ends = damaged(group["finished"])
-    unfinished = {chunk[0] for chunk, _, _ in ends} | {number for number, text in enumerate([] if ends else group["finished"][:]) if not text}
-    found = [one for name in _arrays(plan) for one in damaged(group[name])]
+    arrays = {name: stored_array(group, name) for name in _arrays(plan)}
+    ends = damaged(arrays["finished"])
+    unfinished = {chunk[0] for chunk, _, _ in ends} | {number for number, text in enumerate([] if ends else arrays["finished"][:]) if not text}
+    found = [one for array in arrays.values() for one in damaged(array)]
     return unfinished, {chunk[0]: path for chunk, path, _ in found if chunk[0] not in unfinished}
 
 
@@ -355,10 +358,10 @@ def _block_quantile(packed, units, q):
 
 # %% ../../nbs/probe/03_recording.ipynb #ab55fd40
 class _Report:
-    """What is known to be bad in a recording, from its `group` of the store and its `layers`."""
+    """What is known to be bad in a recording, from its `group` of the store, the `_arrays` in it, and its `layers`."""
 
     def _read(self, name):
-        with reading(self.group, name) as array:
+        with reading(self.group, name, self._arrays[name]) as array:
             return array[:]
 
     @property
@@ -412,7 +415,7 @@ class Recording(_Report):
         self.layers, self.pools = tuple(group.attrs["layers"]), {layer: tuple(pool) for layer, pool in group.attrs["pool"].items()}
         self.layouts = stored_layouts(group)
         target.layouts.update(self.layouts)
-        self.group, self._loaded = group, {}
+        self.group, self._arrays, self._loaded = group, _arrays(_begun(group)), {}
 
     def __getitem__(self, layer) -> xr.DataArray:
         return self.pooled(layer)
@@ -483,7 +486,8 @@ class Recording(_Report):
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q is {q}: expected a share between 0 and 1, e.g. 0.995")
-        with reading(self.group, f"sketch/{choose(layer, self.layers, 'layer')}") as array:
+        name = f"sketch/{choose(layer, self.layers, 'layer')}"
+        with reading(self.group, name, self._arrays[name]) as array:
             starts = range(0, array.shape[1], array.chunks[1])
             return np.concatenate([_block_quantile(array, slice(start, start + array.chunks[1]), q) for start in starts])
 

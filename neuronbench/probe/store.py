@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['StoreError', 'storing', 'locked', 'folder_of', 'root_group', 'stored_group', 'new_group', 'ArrayPlan', 'new_array',
-           'planned_array', 'write', 'damaged', 'reading']
+           'stored_array', 'planned_array', 'write', 'damaged', 'make_way_for_chunks', 'reading']
 
 # %% ../../nbs/probe/12_store.ipynb #st03
 import json
+import os
 import re
+import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -37,7 +39,7 @@ def storing(
     except StoreError:
         raise
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).lower() + (f" at {str(error.filename)!r}" if error.filename else "")
         raise StoreError(
             f"cannot write to the store {str(store)!r}: {reason}; finished chunks are kept, "
             "and the same call continues from them"
@@ -83,6 +85,17 @@ def folder_of(
     """The folder of the store that a group lies in, or None for one in memory."""
     return Path(group.store.root) if isinstance(group.store, LocalStore) else None
 
+# %% ../../nbs/probe/12_store.ipynb #stw2
+def _make_way(top, name):
+    """The path of the file `name` below the folder `top`, with nothing of another kind in its place or in that of its folders."""
+    path = top / name
+    for folder in reversed(path.relative_to(top).parents):
+        if not (top / folder).is_dir():
+            (top / folder).unlink(missing_ok=True)
+    if os.path.lexists(path) and not path.is_file():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return path
+
 # %% ../../nbs/probe/12_store.ipynb #st13
 def root_group(
     store,  # its absolute folder, or None for one in memory
@@ -92,7 +105,7 @@ def root_group(
         return zarr.open_group(MemoryStore(), mode="a")
     with locked(store, "store"), storing(store):
         if _holds_recordings(store) and stored_group(store) is None:
-            (store / "zarr.json").unlink(missing_ok=True)
+            _make_way(store, "zarr.json").unlink(missing_ok=True)
         return zarr.open_group(store, mode="a")
 
 
@@ -101,10 +114,16 @@ def stored_group(
     name: str = "",  # of the group; the whole store's if empty
 ) -> zarr.Group | None:
     """A group of the store, or None if it is missing or its metadata cannot be read."""
+    folder = store.root if isinstance(store, LocalStore) else store
+    if isinstance(folder, Path) and not (folder / name / "zarr.json").is_file():
+        return None
     try:
         return zarr.open_group(store, path=name, mode="r+")
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # what zarr says of a zarr.json that is missing or damaged
+    except _UNREADABLE:
         return None
+
+
+_UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, NotImplementedError)  # what zarr says of a zarr.json that is missing or damaged
 
 
 def new_group(
@@ -114,7 +133,7 @@ def new_group(
 ) -> zarr.Group:
     """A group with these attributes; arrays that lie in a group of that name stay."""
     if (folder := folder_of(root)) is not None:
-        (folder / name / "zarr.json").unlink(missing_ok=True)
+        _make_way(folder, f"{name}/zarr.json").unlink(missing_ok=True)
     return root.create_group(name, attributes=attributes)
 
 # %% ../../nbs/probe/12_store.ipynb #st16
@@ -137,7 +156,24 @@ def new_array(
     plan: ArrayPlan,
 ) -> zarr.Array:
     """An empty array; what was under that name is gone."""
+    if (folder := folder_of(group)) is not None:
+        _make_way(folder / group.path, f"{name}/zarr.json")
     return group.create_array(name, **asdict(plan), **_CODED, overwrite=True)
+
+
+def stored_array(
+    group: zarr.Group,
+    name: str,
+) -> zarr.Array | None:
+    """The array of that name, or None if it is missing or its metadata cannot be read."""
+    folder = folder_of(group)
+    if folder is not None and not (folder / group.path / name / "zarr.json").is_file():
+        return None
+    try:
+        array = group[name]
+    except _UNREADABLE:
+        return None
+    return array if isinstance(array, zarr.Array) else None
 
 
 def planned_array(
@@ -146,12 +182,8 @@ def planned_array(
     plan: ArrayPlan,
 ) -> zarr.Array | None:
     """The array of that name, or None if it is missing or its metadata are not those of the plan."""
-    try:
-        array = group[name]
-        alike = {**array.metadata.to_dict(), "attributes": {}} == _planned_metadata(plan)
-    except (ValueError, KeyError, TypeError, AttributeError):  # what zarr says of a zarr.json that is damaged, or of another kind
-        return None
-    return array if alike else None
+    array = stored_array(group, name)
+    return array if array is not None and {**array.metadata.to_dict(), "attributes": {}} == _planned_metadata(plan) else None
 
 
 def write(
@@ -185,11 +217,19 @@ def _files(array):
             yield chunk, folder / array.path / array.metadata.encode_chunk_key(chunk)
 
 
+def make_way_for_chunks(
+    array: zarr.Array,
+):
+    """Removes what lies in the place of a chunk's file and is none."""
+    for _, path in _files(array):
+        if not path.is_file():
+            _make_way(folder_of(array) / array.path, path.relative_to(folder_of(array) / array.path))
+
+
 def _fault(path):
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return "missing"
+    if not path.is_file():
+        return "damaged" if os.path.lexists(path) else "missing"
+    content = path.read_bytes()
     kept, checksum = content[:-4], content[-4:]
     return "" if google_crc32c.value(kept).to_bytes(4, "little") == checksum else "damaged"
 
@@ -198,21 +238,26 @@ def _fault(path):
 def reading(
     group: zarr.Group,
     name: str,
+    plan: ArrayPlan,
 ):
     """The array of that name, to read from inside. Errors: StoreError naming the file that is missing or damaged, and the remedy."""
-    try:
-        array = group[name]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _lost(Path(folder_of(group) or "", group.path, name, "zarr.json"), "missing or damaged") from error
+    array = planned_array(group, name, plan)
+    if array is None:
+        raise _lost(Path(folder_of(group) or "", group.path, name, "zarr.json"), "missing or damaged")
+    _check_files(array)
     try:
         yield array
     except Exception as error:
         for _, path, what in damaged(array):
             raise _lost(path, what) from error
         raise
+    _check_files(array)  # zarr gives the fill value for a file that went meanwhile
+
+
+def _check_files(array):
     for _, path in _files(array):
-        if not path.exists():
-            raise _lost(path, "missing")
+        if not path.is_file():
+            raise _lost(path, _fault(path))
 
 
 def _lost(path, what):
