@@ -67,7 +67,7 @@ def demo(
         right = table[table.kind == kind].right
         print(f"\n{right.sum()} of {len(right)} {name} are named exactly.", end="")
     units = {layer: rows.unit.tolist() for layer, rows in hidden[hidden.right].head(cards).groupby("layer")}
-    print(f"\n\nWritten: {save_results(bench, bench.descriptions, units, folder)}, and the evidence for {cards} units in {Path(folder, 'cards')}")
+    print(f"\n\nWritten: {shown(save_results(bench, bench.descriptions, units, folder))}, and the evidence for {cards} units in {shown(Path(folder, 'cards'))}")
     print("Look at the pictures there, then run `make lab` (or `neuronbench lab`) for the first lesson.")
 
 # %% ../nbs/03_cli.ipynb #90a65186
@@ -791,10 +791,10 @@ def leaderboard(
     board = boards.leaderboard(known, methods=boards.world_methods(known, methods), sentences=model)
     print(boards.wide_table(board).round(2).to_string())
     for failure in board.attrs["failures"]:
-        print(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}", file=sys.stderr)
+        print(shown(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}"), file=sys.stderr)
     with replacing(out) as path:
         board.to_csv(path, index=False)
-    print(f"Written: {out}")
+    print(f"Written: {shown(out)}")
 
 # %% ../nbs/03_cli.ipynb #c0a65f8b
 PACKAGES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "timm", "jupyterlab", "anywidget", "xarray", "zarr", "datasketches", "opencv-python")
@@ -836,8 +836,8 @@ def doctor():
         print(f"{package:<16} {_version(package)}")
     free = shutil.disk_usage(cache_folder()).free / 2**30
     print(f"device           {best_device()}")
-    print(f"cache            {str(cache_folder()).replace(str(Path.home()), '~', 1)} ({free:.0f} GiB free)")
-    print(f"local models     the embedded world; {', '.join(local_models()) or 'none from the hub'}")
+    print(f"cache            {shown(cache_folder()).replace(str(Path.home()), '~', 1)} ({free:.0f} GiB free)")
+    print(f"local models     the embedded world; {', '.join(map(shown, local_models())) or 'none from the hub'}")
     print(f"hub              {hub_answer()}")
 
 
@@ -862,7 +862,7 @@ def train(
 
     fresh = World(train_world(folder, seed, scenes, epochs), held_out)
     print(evaluate_world(fresh, record(fresh.target, fresh.images)).to_string(index=False))
-    print(f"Written: {folder}. neuronbench.embedded.world.World({str(folder)!r}) loads it.")
+    print(f"Written: {shown(folder)}. neuronbench.embedded.world.World({str(folder)!r}) loads it.")
 
 # %% ../nbs/03_cli.ipynb #stdy1
 def serve_study(
@@ -878,7 +878,7 @@ def serve_study(
     server = serve(folder, host, port)
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     for row in study.links(f"http://{host}:{port}").merge(study.progress()).itertuples():
-        print(f"{row.rater} ({row.answered} of {row.asked} answered): {row.link}", flush=True)
+        print(f"{shown(row.rater)} ({row.answered} of {row.asked} answered): {shown(row.link)}", flush=True)
     try:
         return server.wait()
     except KeyboardInterrupt:

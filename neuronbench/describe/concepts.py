@@ -11,6 +11,8 @@ import csv
 import warnings
 from pathlib import Path
 
+from ..basics import clean_text
+
 # %% ../../nbs/describe/02_concepts.ipynb #565ce62d
 def common_words(
     count: int,  # how many
@@ -47,7 +49,7 @@ def _clean(entries, where):
     for position, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise TypeError(f"concepts are text: entry {position} of {where} is {entry!r} ({type(entry).__name__})")
-    filled = [" ".join(entry.split()) for entry in entries if entry.strip()]
+    filled = [entry for entry in (" ".join(clean_text(entry).split()) for entry in entries) if entry]
     concepts = list(dict.fromkeys(filled))
     if not concepts:
         raise ValueError(f"an empty concept set: {where} has {len(entries)} entries, none with text")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..basics import cache_folder, choose, clean_name, keep_file, kept_file, replacing
+from ..basics import cache_folder, choose, clean_name, clean_text, keep_file, kept_file, replacing
 
 # %% ../../nbs/describe/01_descriptions.ipynb #753345f9
 COLUMNS = ["layer", "unit", "description", "score", "method"]
@@ -32,7 +32,7 @@ def describe_frame(
     method: str,  # the method's name as its paper gives it, e.g. "CLIP-Dissect"
 ) -> pd.DataFrame:
     """Descriptions of units of one layer: a DataFrame with the columns layer, unit, description, score, method."""
-    frame = pd.DataFrame({"layer": layer, "unit": np.asarray(units, dtype=np.int64), "description": list(descriptions),
+    frame = pd.DataFrame({"layer": layer, "unit": np.asarray(units, dtype=np.int64), "description": [clean_text(text).strip() or None if isinstance(text, str) else text for text in descriptions],
                           "score": np.asarray(scores, dtype=np.float64), "method": method}, columns=COLUMNS)
     return frame.astype({"layer": "str", "description": "str", "method": "str"})
 
@@ -256,7 +256,7 @@ def read_descriptions(
     if lacking:
         raise ValueError(f"{path.name} has the columns {', '.join(header.values())[:200]}; expected layer, unit, description and, if known, "
                          f"similarity; not found: {', '.join(lacking)}" + ("; give layer=..." if lacking == ["layer"] else ""))
-    columns = {ours: rows[known].map(_unguarded) for ours, known in names.items() if known}
+    columns = {ours: rows[known].map(lambda text: clean_text(_unguarded(text)).strip()) for ours, known in names.items() if known}
     first = 1 if "category" in header and any(name.endswith("-iou") for name in header) else 0
     return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or clean_name(path.stem), path.name, first)
 

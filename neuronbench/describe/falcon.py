@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..basics import content_key
+from ..basics import clean_text, content_key
 from .descriptions import chosen_units, joined_frames, kept, layer_reasons, trace_frame
 from .trace import _show, _wrapped
 from ..foundation.clip import warn_of_concepts
@@ -56,9 +56,9 @@ class CaptionCorpus:
         """The captions in order, without surplus white space and without empty ones; what is not UTF-8 in a file reads as \N{REPLACEMENT CHARACTER}."""
         if isinstance(self.source, Path):
             with self.source.open(encoding="utf-8-sig", errors="replace") as lines:
-                yield from filter(None, (" ".join(line.split()) for line in lines))
+                yield from filter(None, (" ".join(clean_text(line).split()) for line in lines))
         else:
-            yield from filter(None, (" ".join(line.split()) for line in self.source))
+            yield from filter(None, (" ".join(clean_text(line).split()) for line in self.source))
 
     @property
     def fingerprint(self) -> str:

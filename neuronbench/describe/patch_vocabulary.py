@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..basics import choose, content_key
+from ..basics import choose, clean_text, content_key
 from .candidates import _REFUSAL, cleaned, in_parts, written_lines
 from .descriptions import chosen_units, describe_frame, joined_frames, layer_reasons
 from ..foundation.chat import Request
@@ -231,7 +231,7 @@ def _checked(vocabulary):
     for name, phrases in vocabulary.items():
         if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
             raise TypeError(f"the phrases of class {name!r} are a list of texts, not {phrases!r}")
-    return {str(name): tuple(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases if phrase.strip())) for name, phrases in vocabulary.items()}
+    return {str(name): tuple(dict.fromkeys(filter(None, (" ".join(clean_text(phrase).split()) for phrase in phrases)))) for name, phrases in vocabulary.items()}
 
 # %% ../../nbs/describe/15_patch_vocabulary.ipynb #68fd312d
 @dataclass(frozen=True, eq=False)

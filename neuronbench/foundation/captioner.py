@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, best_device, cache_folder, content_key
+from ..basics import ContentStore, best_device, cache_folder, clean_text, content_key
 from .chat import Request
 from .clip import image_keys, loaded_ahead, warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
@@ -140,7 +140,7 @@ class Captioner:
         lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": max(self.min_length - 1, 0)}
         tokens = self.model.generate(**inputs, **lengths, num_beams=1, do_sample=False)
         prompt = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)]
+        return [" ".join(clean_text(text).split()) for text in self.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)]
 
     def _inputs(self, images):
         if self.chat_processor is None:

@@ -116,7 +116,7 @@ class ChatModel:
         keys = [request.key for request in requests]
         found = self._known(keys)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
-        with tqdm(desc=f"{self.name} answers", total=len(missing), unit="request", disable=not (progress and missing)) as bar:
+        with tqdm(desc=f"{clean_text(self.name)} answers", total=len(missing), unit="request", disable=not (progress and missing)) as bar:
             new = self._answer_missing(missing, bar)
         repeated = {key: replace(answer, cached=True) for key, answer in (new | found).items()}
         answers = [new.pop(key, repeated[key]) for key in keys]

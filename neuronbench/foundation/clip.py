@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, best_device, cache_folder, choose, content_key, no_code
+from ..basics import ContentStore, best_device, cache_folder, choose, clean_text, content_key, no_code
 
 # %% ../../nbs/foundation/01_clip.ipynb #quickfn
 _QUICK = "-quickgelu"
@@ -214,6 +214,7 @@ class CLIP:
         progress: bool = True,
     ) -> np.ndarray:
         """(text, dim), in the order of `texts`. Errors: ValueError for values that are not finite."""
+        texts = [clean_text(text) for text in texts]  # half a character could be neither hashed nor read
         return self._embed([content_key("text", text) for text in texts], lambda position: texts[position],
                            lambda batch: encode_text(self.model, self.tokenizer(batch).to(self.device)), batch_size, progress and "texts")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..basics import best_device, content_key
+from ..basics import best_device, clean_text, content_key
 from .hub import loading
 
 # %% ../../nbs/foundation/10_sentences.ipynb #sen06
@@ -46,7 +46,7 @@ class Sentences:
         """(text, dim) float32, L2-normalised, in the order of `texts`."""
         if not len(texts):
             return np.zeros((0, self.model.get_embedding_dimension()), np.float32)
-        return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=progress).astype(np.float32)
+        return self.model.encode([clean_text(text) for text in texts], normalize_embeddings=True, show_progress_bar=progress).astype(np.float32)
 
     def __repr__(self):
         return f"Sentences({self.name!r})"

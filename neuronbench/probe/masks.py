@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..basics import choose, content_key
+from ..basics import choose, clean_text, content_key
 from .annotations import Annotations
 from .exemplars import _BATCH, _batches
 from .recording import _decoded
@@ -177,7 +177,7 @@ def mask_batches(
     positions = recording[layer].image.values.tolist() if images is None else list(images)
     looked = _Looked(recording.images, source, target)
     decoded = _decoded(looked, target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)
-    with tqdm(total=len(positions), unit="image", desc=f"masks of {layer}", disable=not progress) as bar:
+    with tqdm(total=len(positions), unit="image", desc=f"masks of {clean_text(layer)}", disable=not progress) as bar:
         for batch in _batches(decoded):
             stacked = torch.stack([tensor for _, tensor in batch])
             [found] = target.collect(stacked, lambda _layer, activation, layout: _mask_maps(activation, layout, stacked.shape[2:])).values()

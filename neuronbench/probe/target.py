@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..basics import best_device, choose, content_key, no_code
+from ..basics import best_device, choose, clean_name, content_key, no_code
 from .hooks import Finished, Hook, Renamed, bare, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
 from .layout import arranged, floating_type, layouts_of
 
@@ -428,7 +428,7 @@ class Target(_Libraries):
         self.layout, self.calls = ({self._plain(layer): value for layer, value in (said or {}).items()} for said in (layout, calls))
         self.device, self.autocast = torch.device(device or best_device()), autocast
         self.model, self.preprocess = bare(model).to(self.device), preprocess
-        self.classes = [str(name) for name in classes] if classes is not None else None
+        self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
         self.layouts, self._memory = {}, torch.channels_last
 
     def modules(self) -> dict:
