@@ -1,6 +1,7 @@
 """What part of an image a target sees, and that attention crops are cut from it."""
 import numpy as np
 import pytest
+import torch
 from tiny_recording import tiny_recording
 from torchvision.transforms import v2
 
@@ -22,6 +23,14 @@ def test_seen_box_finds_what_resizing_and_cropping_keep(size, resize):
         half = min(size) * 224 / 256 / 2
         expected = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
     assert np.abs(np.subtract((left, top, right, bottom), expected)).max() <= 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_seen_box_is_the_same_for_tensors_of_any_kind(device, dtype):
+    middle = v2.Compose([v2.Resize(64), v2.CenterCrop(56), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
+    box = seen_box(lambda image: middle(image).to(device, dtype).requires_grad_(), (100, 75))
+    assert np.abs(np.subtract(box, seen_box(middle, (100, 75)))).max() <= 1
 
 
 def test_seen_box_is_the_whole_image_where_preprocessing_tells_nothing():

@@ -35,7 +35,9 @@ def seen_box(
 def _response(preprocess, pixels, channels):
     """Preprocessing's output for a grey picture, or for as many equal channels, averaged over its channels: (H, W)."""
     grey = Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB") if channels is None else _equal_channels(pixels, *channels)
-    return np.asarray(preprocess(grey), np.float64).mean(0)
+    output = preprocess(grey)
+    output = output.detach().cpu().double() if hasattr(output, "detach") else output  # a tensor of any device and floating type
+    return np.asarray(output, np.float64).mean(0)
 
 
 def _equal_channels(pixels, count, kind):
