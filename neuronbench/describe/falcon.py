@@ -274,8 +274,8 @@ class FALCON:
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
     layers if `units` is None: a row for each word, best first. A unit without words has one row without description, and
-    `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded, ValueError for units that do not exist,
-    images that are not the recorded ones and settings out of range, and those of `CaptionCorpus`.
+    `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded, ValueError for
+    units that do not exist, images that are not the recorded ones and settings out of range, and those of `CaptionCorpus`.
     """
 
     clip: object  # CLIP (the paper's is ViT-B/32), or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`

@@ -101,8 +101,8 @@ class MILAN:
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
     layers if `units` is None. A unit that tells no images apart or is nowhere above its threshold has none; `.attrs["failures"]` lists layer,
-    unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded; ValueError for units that do not exist, images that are not the recorded ones, settings
-    out of range, and an encoder that the captioner was not trained with.
+    unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded; ValueError for units that do not exist, images
+    that are not the recorded ones, settings out of range, and an encoder that the captioner was not trained with.
     """
 
     region_captioner: object  # RegionCaptioner

@@ -307,8 +307,8 @@ class PatchVocabulary:
     """Patches and a language model's vocabulary (Zhao et al., AAAI 2024): call it on a recording to get descriptions.
 
     `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None. A unit without vocabulary, or that tells no images apart, has no description: `.attrs["failures"]` lists layer, unit, step and reason, and
-    `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names or class scores and for settings out of
+    layers if `units` is None. A unit without vocabulary, or that tells no images apart, has no description: `.attrs["failures"]` lists layer,
+    unit, step and reason, and `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names or class scores and for settings out of
     range; KeyError or ValueError for layers, units and images that do not fit; those of the chat model that stop all requests.
     """
 
