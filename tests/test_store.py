@@ -1,5 +1,6 @@
 """Stores that lose files, bytes or their folder: what is damaged is computed anew or refused, and never served."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -229,6 +231,47 @@ def test_maps_of_exemplars_are_written_by_one_at_a_time(tmp_path):
                 waiting.result(timeout=2)
             assert not (tmp_path / "s" / recording.fingerprint / "exemplars").exists()
         assert waiting.result(timeout=60).maps.shape == (4, 3, 3, 3)
+
+
+def test_a_lock_that_is_waited_for_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("neuronbench.probe.store._PATIENCE", 0.1)
+    said = []
+    monkeypatch.setattr("neuronbench.probe.store.warnings.warn", lambda text, **_: said.append(text) or freed.set())
+    freed, entered = Event(), Event()
+
+    def hold():
+        with locked(tmp_path / "s", "key"):
+            entered.set()
+            assert freed.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(hold)
+        assert entered.wait(60)
+        with locked(tmp_path / "s", "key"):
+            holding.result(timeout=60)
+    assert said == [f"another process is writing to this store: waiting until it ends; if none is, delete '{tmp_path}/s.locks/key'"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX locks")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_on_a_disk_without_locks_one_process_writes_at_a_time_and_one_that_was_killed_holds_nothing(tmp_path, code):
+    script = ("import fcntl, os, sys, time\ndef flock(*_):\n    raise OSError(int(sys.argv[2]), 'no locks')\nfcntl.flock = flock\n"
+              "from pathlib import Path\nfrom neuronbench.probe.store import locked\nwith locked(Path(sys.argv[1]), 'key'):\n    print('held', flush=True)\n    time.sleep(float(sys.argv[3]))")
+    ask = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "s"), str(code)]
+    first = subprocess.Popen([*ask, "600"], stdout=subprocess.PIPE, text=True)
+    second = None
+    try:
+        assert first.stdout.readline() == "held\n"
+        second = subprocess.Popen([*ask, "0"], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(8)
+        first.kill()
+        first.wait()
+        assert second.communicate(timeout=120)[0] == "held\n" and second.returncode == 0
+    finally:
+        for process in filter(None, (first, second)):
+            process.kill()
+            process.wait()
 
 
 def test_exemplars_at_once_from_several_threads(tmp_path):

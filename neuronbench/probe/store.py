@@ -7,10 +7,12 @@ __all__ = ['StoreError', 'storing', 'locked', 'folder_of', 'root_group', 'stored
            'stored_array', 'planned_array', 'write', 'damaged', 'make_way_for_chunks', 'reading']
 
 # %% ../../nbs/probe/12_store.ipynb #st03
+import errno
 import json
 import os
 import re
 import shutil
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +21,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import zarr
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import BaseZarrError
 from zarr.storage import LocalStore, MemoryStore
@@ -53,7 +55,7 @@ def locked(
     store,  # its absolute folder, or None for one in memory
     name: str,  # what is written, e.g. the key of a recording
 ):
-    """One process at a time; the system frees the lock of a process that dies. Errors: StoreError for a place that is no store or cannot be written."""
+    """One process at a time, with a warning for one that has to wait; the lock of a process that dies is free. Errors: StoreError for a place that is no store or cannot be written."""
     if store is None:
         yield
         return
@@ -61,12 +63,35 @@ def locked(
     with storing(store):
         _check_place(store)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / name)
-        lock.acquire()
+        lock = _acquired(folder / name)
     try:
         yield
     finally:
         lock.release()
+
+
+_PATIENCE = 10  # seconds
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def _acquired(path):
+    """The lock with that file, held."""
+    lock = FileLock(path)
+    try:
+        return _held(lock)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return _held(SoftFileLock(f"{path}.held"))
+
+
+def _held(lock):
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        warnings.warn(f"another process is writing to this store: waiting until it ends; if none is, delete {lock.lock_file!r}", stacklevel=6)
+        lock.acquire()
+    return lock
 
 
 def _check_place(store):
