@@ -88,12 +88,15 @@ def save_results(bench, descriptions, units, folder):
 # %% ../nbs/03_cli.ipynb #0f85d2c5
 def lessons(folder) -> list[Path]:
     """Copy the lessons that are not in `folder` yet; returns the paths of all of them, first lesson first."""
+    from neuronbench.basics import replacing
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shipped = sorted((p for p in resources.files("neuronbench").joinpath("lessons").iterdir() if p.name.endswith(".ipynb")), key=lambda p: p.name)
     for lesson in shipped:
         if not (folder / lesson.name).exists():
-            (folder / lesson.name).write_bytes(lesson.read_bytes())
+            with replacing(folder / lesson.name) as unfinished:
+                unfinished.write_bytes(lesson.read_bytes())
     return [folder / lesson.name for lesson in shipped]
 
 # %% ../nbs/03_cli.ipynb #f7db8806

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'describe_frame', 'trace_frame', 'joined_frames', 'replaced', 'chosen_units', 'finite_units', 'all_alike',
-           'unit_reasons', 'layer_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'write_descriptions',
-           'read_descriptions']
+           'unit_reasons', 'layer_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'guarded', 'unguarded',
+           'write_descriptions', 'read_descriptions']
 
 # %% ../../nbs/describe/01_descriptions.ipynb #b6028b88
 import csv
@@ -211,6 +211,20 @@ def _unguarded(text):
     return text[1:] if text.startswith("'") and re.match(_RUN, text) else text
 
 
+def guarded(
+    table: pd.DataFrame,  # of texts, numbers, what is missing
+) -> pd.DataFrame:
+    """The table for a CSV file: a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    return table.map(_guarded)
+
+
+def unguarded(
+    table: pd.DataFrame,  # of texts, as `guarded` wrote it
+) -> pd.DataFrame:
+    """The table with its texts as they were."""
+    return table.map(_unguarded)
+
+
 def write_descriptions(
     descriptions: pd.DataFrame,  # with the columns layer, unit, description, score
     path,  # the CSV file to write; its folder must exist
@@ -225,7 +239,7 @@ def write_descriptions(
         raise ValueError(f"descriptions need the columns {', '.join(COLUMNS[:4])}; missing: {', '.join(missing)}")
     table = descriptions[COLUMNS[:4]].rename(columns={"score": "similarity"})
     with replacing(path) as unfinished:
-        table.assign(layer=table.layer.map(_guarded), description=table.description.map(_guarded)).to_csv(unfinished, index=False)
+        guarded(table).to_csv(unfinished, index=False)
 
 # %% ../../nbs/describe/01_descriptions.ipynb #8e5cd4e3
 _KNOWN_AS = {

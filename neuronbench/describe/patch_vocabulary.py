@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..basics import choose, clean_text, content_key
+from ..basics import choose, clean_text, content_key, replacing
 from .candidates import _REFUSAL, cleaned, in_parts, written_lines
-from .descriptions import chosen_units, describe_frame, joined_frames, layer_reasons
+from .descriptions import chosen_units, describe_frame, guarded, joined_frames, layer_reasons, unguarded
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
 from ..probe.activations import LayerActivations
@@ -211,7 +211,8 @@ def write_vocabulary(
 ):
     """Write a CSV file with the columns class, phrase: one row for each phrase, one with an empty phrase for a class without any."""
     rows = [(name, phrase) for name, phrases in _checked(vocabulary).items() for phrase in phrases or ("",)]
-    pd.DataFrame(rows, columns=["class", "phrase"]).to_csv(path, index=False)
+    with replacing(path) as unfinished:
+        guarded(pd.DataFrame(rows, columns=["class", "phrase"])).to_csv(unfinished, index=False)
 
 
 def read_vocabulary(
@@ -221,7 +222,7 @@ def read_vocabulary(
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if missing := [name for name in ("class", "phrase") if name not in table]:
         raise ValueError(f"{Path(path).name} has the columns {', '.join(table.columns[:8])}; expected class and phrase; not found: {', '.join(missing)}")
-    return _checked({name: list(rows.phrase) for name, rows in table.groupby("class", sort=False)})
+    return _checked({name: list(rows.phrase) for name, rows in unguarded(table[["class", "phrase"]]).groupby("class", sort=False)})
 
 
 def _checked(vocabulary):

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..basics import choose
+from ..basics import choose, replacing
 
 # %% ../../nbs/describe/07_prompts.ipynb #9a1fb118
 PLACEHOLDERS = {"simplify": "{description}", "summarise": "{descriptions}", "relabel": "{labels}", "paint": "{candidate}"}
@@ -88,7 +88,9 @@ class Prompts:
         path,  # a text file, replaced if it is there
     ):
         """Write a plain text file, one section for each text. Errors: ValueError for a text with a line that looks like a heading."""
-        Path(path).write_text(_as_text(self), encoding="utf-8", newline="\n")
+        text = _as_text(self)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="\n")
 
     @classmethod
     def load(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..basics import clean_name, clean_text
 from .agreement import described_units
 from .answers import FILE, STATEMENT, is_half, opened, study_file, write_study
 from ..probe.exemplars import exemplars
@@ -73,11 +74,12 @@ class Study:
         Errors: those of `described_units`; KeyError for a pooling that was not recorded; ValueError if there is no such unit, for more raters of a unit
         than there are, and for two of one name; FileExistsError if the folder holds a study.
         """
-        names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, int) else list(raters)
+        names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, int) else [clean_name(str(name)) for name in raters]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{names.count(twice)} raters are called {twice!r}: expected a name of their own for each")
         given = described_units(descriptions, recording)
+        given = given.assign(description=given.description.map(clean_text).str.strip()).query("description != ''")
         if not 1 <= per_unit <= len(names):
             raise ValueError(f"{per_unit} raters for each unit, of {len(names)} raters: expected at least 1 and at most all")
         folder = Path(folder)

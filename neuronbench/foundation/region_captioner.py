@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..basics import best_device, clean_text, content_key, no_code
+from ..basics import best_device, clean_text, content_key, no_code, replacing
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc05
 def masked_mean(
@@ -318,10 +318,12 @@ class RegionCaptioner:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {f"{name}.{key}": value.half().contiguous() for name in ("speaker", "language") for key, value in getattr(self, name).state_dict().items()}
-        save_file({**weights, "scale": self.scale.contiguous()}, folder / "model.safetensors")
         sizes = {"hidden": self.speaker.hidden, "embedding": self.speaker.embedding.embedding_dim}
-        (folder / "config.json").write_text(json.dumps({**sizes, "encoder": self.encoder, "words": self.words}, indent=1))
+        weights = {f"{name}.{key}": value.half().contiguous() for name in ("speaker", "language") for key, value in getattr(self, name).state_dict().items()}
+        with replacing(folder) as unfinished:
+            unfinished.mkdir()
+            save_file({**weights, "scale": self.scale.contiguous()}, unfinished / "model.safetensors")
+            (unfinished / "config.json").write_text(json.dumps({**sizes, "encoder": self.encoder, "words": self.words}, indent=1))
 
     @classmethod
     def load(

@@ -18,7 +18,7 @@ import traitlets
 from PIL import Image
 
 from ..basics import choose
-from ..describe.descriptions import COLUMNS, replaced
+from ..describe.descriptions import COLUMNS, guarded, replaced
 from ..probe.layout import POOLINGS
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -161,7 +161,7 @@ class UnitList(BrowserState):
         self._write_pins()
 
     def _write_pins(self, change=None):
-        self.pins_csv = self.pins.rename(columns={"score": "similarity"}).to_csv(index=False)
+        self.pins_csv = guarded(self.pins.rename(columns={"score": "similarity"})).to_csv(index=False)
 
     @property
     def pins(self) -> pd.DataFrame:

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from ..basics import replacing
-from ..describe.descriptions import COLUMNS, chosen_units
+from ..basics import clean_text, replacing
+from ..describe.descriptions import COLUMNS, chosen_units, guarded
 from ..probe.seen import Seen
 from .browser import check_descriptions, jpeg
 from .files import joined
@@ -80,7 +80,7 @@ def _answer(row, truth, reason):
     said = None if pd.isna(row["description"]) else str(row["description"])
     score = float(row["score"]) if np.isfinite(row["score"]) else None
     right = None if truth is None or said is None else same_words(said, truth)
-    return {"said": said, "score": score, "right": right, "reason": reason if said is None else ""}
+    return {"said": said, "score": score, "right": right, "reason": clean_text(reason) if said is None else ""}
 
 # %% ../../nbs/widgets/08_compare.ipynb #6ad2df8c
 _STYLE = """
@@ -127,10 +127,11 @@ def static_page(
     title = f"{html.escape(layer)}: {count} {'unit' if count == 1 else 'units'}"
     ranked = f" Exemplars are ranked by their activation, pooled by {pool}." if pool else ""
     body = "".join(_page_row(row, pictures(row["unit"]), with_truth) for row in rows)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>'
+    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>'
             f"<h1>{title}</h1><p>{differ} of them described in different words.{ranked} Made with NeuronBench.</p>"
             '<label><input type="checkbox" id="disagree"> only where they disagree</label>'
             f"<table><thead><tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr></thead><tbody>{body}</tbody></table></body></html>")
+    return clean_text(page)
 
 # %% ../../nbs/widgets/08_compare.ipynb #56f303af
 _PART = 16  # units described at a time: enough for full batches
@@ -276,7 +277,7 @@ class Compare(CompareState):
         self.send({"kind": "file", "name": f"{self.layer}.html", "type": "text/html", "text": self.page()})
 
     def _send_csv(self):
-        text = self.table.rename(columns={"score": "similarity"}).to_csv(index=False)
+        text = guarded(self.table.rename(columns={"score": "similarity"})).to_csv(index=False)
         self.send({"kind": "file", "name": f"{self.layer}.csv", "type": "text/csv", "text": text})
 
     def still(self):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'pooling_of', 'best_descriptions',
-           'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted', 'exemplar_pictures',
-           'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram', 'card']
+           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'pooling_of', 'clean_descriptions',
+           'best_descriptions', 'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted',
+           'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram',
+           'card']
 
 # %% ../../nbs/widgets/01_grid.ipynb #cfaf2d02
 import bisect
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..basics import choose
+from ..basics import choose, clean_text
 from ..probe.exemplars import exemplars
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -85,11 +86,23 @@ def pooling_of(recording, layer, pool=None) -> str | None:
     return None if recording.layouts[layer].kind == "vectors" else recorded
 
 # %% ../../nbs/widgets/01_grid.ipynb #a9091baa
+def clean_descriptions(
+    descriptions: pd.DataFrame,  # with the columns description and method
+) -> pd.DataFrame:
+    """The descriptions with texts as `clean_text` leaves them; one of which nothing is left is missing."""
+    said, methods = (descriptions[name].map(_clean, na_action="ignore") for name in ("description", "method"))
+    return descriptions.assign(description=said, method=methods)
+
+
+def _clean(text):
+    return clean_text(str(text)).strip() or None
+
+
 def best_descriptions(
     descriptions: pd.DataFrame,  # columns layer, unit, description, score, method
 ) -> pd.DataFrame:
-    """The row of highest score for each layer, unit and method, in the order given; missing descriptions are left out."""
-    given = descriptions.dropna(subset=["description"]).reset_index(drop=True)
+    """The row of highest score for each layer, unit and method, in the order given, with texts as `clean_text` leaves them; missing descriptions are left out."""
+    given = clean_descriptions(descriptions).dropna(subset=["description"]).reset_index(drop=True)
     ranked = given.sort_values("score", ascending=False, kind="stable", na_position="last")
     return ranked.drop_duplicates(["layer", "unit", "method"]).sort_index().reset_index(drop=True)
 

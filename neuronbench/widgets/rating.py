@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import anywidget
 import traitlets
 
-from ..basics import cache_folder
+from ..basics import cache_folder, replacing
 from ..evaluate.answers import Session, study_file
 from .files import joined
 
@@ -114,7 +114,8 @@ def serve(
         raise ModuleNotFoundError("serving a study needs Voila: pip install 'neuronbench[study]'")
     _check_port(host, port)
     page = cache_folder("study") / "rating.ipynb"  # not beside the study: Voila gives away what lies beside its notebook
-    page.write_text(json.dumps(_notebook()))
+    with replacing(page) as unfinished:
+        unfinished.write_text(json.dumps(_notebook()))
     start = "from neuronbench.widgets.study_server import StudyServer; StudyServer.launch_instance()"
     command = [sys.executable, "-c", start, str(page), "--no-browser", f"--Voila.ip={host}", f"--port={port}", "--Voila.port_retries=0", "--show_tracebacks=False",
                "--strip_sources=True", f"--StudyServer.processes={processes}", "--MappingKernelManager.cull_idle_timeout=3600", "--MappingKernelManager.cull_interval=300",

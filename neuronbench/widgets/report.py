@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..basics import content_key, replacing
+from ..basics import clean_text, content_key, replacing
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
-from .grid import best_descriptions, pooling_of, readable
+from .grid import best_descriptions, clean_descriptions, pooling_of, readable
 
 # %% ../../nbs/widgets/11_report.ipynb #rep06
 _SIDE, _GAP, _BELOW = 84, 3, 14  # pixels of a picture's side, between two, and for the number below
@@ -110,7 +110,7 @@ def write_report(
         described=_by_method(descriptions), failures=[(one["layer"], one["unit"], one["step"], one["reason"]) for one in failures],
         units=shown, settings=list(told.items()), k=k, quantile=quantile, pooled=_pooled(recording, descriptions, pool), **parts)
     with replacing(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+        unfinished.write_text(clean_text(page), encoding="utf-8")
     return Path(path)
 
 
@@ -136,7 +136,7 @@ def _summary(recording, descriptions):
 def _by_method(descriptions):
     """Rows layer, method, units, described, different descriptions, the most frequent one."""
     rows = []
-    for (layer, method), own in descriptions.groupby(["layer", "method"], sort=False):
+    for (layer, method), own in clean_descriptions(descriptions).groupby(["layer", "method"], sort=False):
         first = own.drop_duplicates("unit").description
         said = first.dropna().value_counts()
         often = f"{said.index[0]} ({said.iloc[0]} of {len(first)})" if len(said) else ""
@@ -157,7 +157,7 @@ def _constants(comparison):
 
 def _pooled(recording, descriptions, pool):
     """Which pooling ranks the exemplars of each layer, as text; empty where all are vectors."""
-    pools = {layer: pooling_of(recording, layer, pool) for layer in descriptions.layer.unique()}
+    pools = {layer: pooling_of(recording, layer, pool) for layer, _ in descriptions.groupby("layer", sort=False)}
     return ", ".join(f"{layer} by {name}" for layer, name in pools.items() if name)
 
 
