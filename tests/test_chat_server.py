@@ -349,6 +349,62 @@ def test_a_refusal_that_is_none_is_not_remembered(proxy):
     assert chat.answers([ask("a")], progress=False)[0].text == "fine" and "seed" in proxy.requests[-1]
 
 
+# An answer in a form
+
+
+FORMS = [("label", '{"label": "red boats"}', "red boats"), ("label", '```json\n{"label": "red boats"}\n```', "red boats"), ("label", "red boats", "red boats"),
+         ("label", '<think>{"label": "x"}</think>{"label": "red boats"}', "red boats"), ("label", '{"answer": {"label": "red boats"}}', "red boats"),
+         ("phrases", '{"phrases": ["a mast", "a \\"red\\" hull"]}', 'a mast\na "red" hull'), ("phrases", '{"phrases": ["a mast", "a sail", "a hu', "a mast\na sail"),
+         ("phrases", "a mast\na sail", "a mast\na sail"), ("label", "{red} boats", "{red} boats"), ("", '{"label": "red boats"}', '{"label": "red boats"}')]
+
+
+@pytest.mark.parametrize("form, content, said", FORMS)
+@pytest.mark.filterwarnings("error")
+def test_an_answer_in_a_form_is_what_stands_in_it(proxy, form, content, said):
+    proxy.always = completion(content)
+    chat = Chat("tiny", base_url=proxy.url)
+    assert [chat.answers([ask("a", form=form)], progress=False)[0].text for _ in range(2)] == [said, said] and len(proxy.requests) == 1
+    asked = proxy.requests[0].get("response_format", {}).get("json_schema", {})
+    assert (asked.get("name", ""), asked.get("strict", False)) == (form, bool(form))
+    assert not form or asked["schema"]["required"] == [form] and proxy.requests[0]["max_tokens"] > 8
+
+
+@pytest.mark.parametrize("says", [
+    openai_says, google_says, fastapi_says, plain_says, lambda _: {"error": {"message": "This response_format type is unavailable now"}},
+    lambda _: "'response_format.type' must be 'json_object' or 'text'", lambda _: {"error": {"message": "json_schema is enabled only for api versions 2024-08-01-preview and later"}},
+    lambda _: {"error": {"message": "Structured output is not supported by this model"}},
+], ids=range(8))
+def test_a_server_without_forms_is_asked_without_and_that_is_remembered(proxy, says):
+    proxy.always = refusing("response_format", says=says, reply=completion("red boats"))
+    chat = Chat("tiny", base_url=proxy.url)
+    with pytest.warns(UserWarning, match="does not take 'response_format' for the model 'tiny': it is asked without$"):
+        assert chat.answers([ask("a", form="label")], progress=False)[0].text == "red boats"
+    assert chat.answers([ask("b", form="label")], progress=False)[0].text == "red boats" and len(proxy.requests) == 3
+    assert proxy.requests[-1]["max_tokens"] == 8 and "response_format" not in proxy.requests[-1]
+
+
+@pytest.mark.parametrize("content", ["", "   \n\n  ", '{"label": "a very lo', "{}", '{"label": ""}'])
+def test_a_form_that_silences_the_model_is_left_out(proxy, content):
+    proxy.always = lambda exchange: completion(content if b"response_format" in exchange.body else "red boats")(exchange)
+    chat = Chat("tiny", base_url=proxy.url)
+    with pytest.warns(UserWarning, match="does not take 'response_format'"):
+        assert chat.answers([ask("a", form="label")], progress=False)[0].text == "red boats"
+    assert chat.answers([ask("b", form="label")], progress=False)[0].text == "red boats" and len(proxy.requests) == 3
+    proxy.always = completion("")
+    assert Chat("other", base_url=proxy.url).answers([ask("c", form="label")], progress=False)[0].error.startswith("the answer is empty")
+
+
+def test_the_steps_of_the_methods_ask_in_a_form():
+    from neuronbench.describe.candidates import Asking
+    from neuronbench.describe.patch_vocabulary import PatchVocabulary
+
+    asking = Asking()
+    requests = [*asking.simplify(["a boat"]), *asking.summarise(["a boat"]), asking.relabel("boat, ship")]
+    assert {request.form for request in requests} == {"label"} and PatchVocabulary(None, chat=object())._request("boat").form == "phrases"
+    with pytest.raises(KeyError, match="did you mean 'label'"):
+        ask("a", form="labl")
+
+
 # No credit
 
 

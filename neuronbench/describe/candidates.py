@@ -139,7 +139,7 @@ class Asking:
 
     def simplify(self, captions) -> list:
         """A request for each caption."""
-        return [Request(self.prompts.simplifying(caption), self.temperature, seed=self.seed, texts=(caption,)) for caption in captions]
+        return [Request(self.prompts.simplifying(caption), self.temperature, seed=self.seed, form="label", texts=(caption,)) for caption in captions]
 
     def summarise(self, descriptions) -> list:
         """`count` requests, each with the descriptions in a new order; none without descriptions."""
@@ -147,11 +147,11 @@ class Asking:
             return []
         orders = [np.random.default_rng((self.seed, number)).permutation(len(descriptions)) for number in range(self.count)]
         shuffled = [tuple(descriptions[position] for position in order) for order in orders]
-        return [Request(self.prompts.summarising(some), self.temperature, seed=self.seed + number, texts=some) for number, some in enumerate(shuffled)]
+        return [Request(self.prompts.summarising(some), self.temperature, seed=self.seed + number, form="label", texts=some) for number, some in enumerate(shuffled)]
 
     def relabel(self, labels: str) -> Request:
         """The request for one label in place of several that are listed by commas."""
-        return Request(self.prompts.relabelling(labels), self.temperature, seed=self.seed, texts=tuple(part.strip() for part in labels.split(",")))
+        return Request(self.prompts.relabelling(labels), self.temperature, seed=self.seed, form="label", texts=tuple(part.strip() for part in labels.split(",")))
 
 # %% ../../nbs/describe/09_candidates.ipynb #c485f7a0
 def _candidates(labels):

@@ -373,7 +373,7 @@ class PatchVocabulary:
 
     def _request(self, name):
         question = self.prompt.replace("{class}", " ".join(name.split()))
-        return Request(({"role": "user", "content": question},), self.temperature, self.max_tokens, self.seed)
+        return Request(({"role": "user", "content": question},), self.temperature, self.max_tokens, self.seed, "phrases")
 
 
 _UNITS = 256  # taken through the steps together: their patches fit in memory

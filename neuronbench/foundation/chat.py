@@ -24,17 +24,21 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, cache_folder, clean_text, content_key
+from ..basics import ContentStore, cache_folder, choose, clean_text, content_key
 
 # %% ../../nbs/foundation/03_chat.ipynb #efe3f719
+_FORMS = {"label": {"type": "string"}, "phrases": {"type": "array", "items": {"type": "string"}}}  # as JSON schemas
+
+
 @dataclass(frozen=True)
 class Request:
-    """One question to a chat model. Errors: ValueError for what no server would take."""
+    """One question to a chat model. Errors: ValueError for what no server would take; KeyError for an unknown form."""
 
     messages: tuple  # of {"role": ..., "content": ...} dicts, in the order spoken
     temperature: float = 0.3  # 0 takes the likeliest word each time
     max_tokens: int = 64  # the longest answer
     seed: int = 0  # from 0 to 2**63 - 1
+    form: str = ""  # of the answer: "" is free text, "label" one short text, "phrases" one on each line; a server that can is held to it
     texts: tuple = ()  # the captions that the request is about: never sent to a server, read by `Consensus`
 
     def __post_init__(self):
@@ -44,6 +48,8 @@ class Request:
         if not self.messages or not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 <= self.seed < 2**63:
             raise ValueError("a request needs a message, a temperature of 0 or more, max_tokens of 1 or more and a seed from 0 to "
                              f"2**63 - 1; given {len(self.messages)} messages, {self.temperature}, {self.max_tokens}, {self.seed}")
+        if self.form:
+            choose(self.form, _FORMS, "form of an answer")
         object.__setattr__(self, "messages", tuple(_clean(message) for message in self.messages))
         object.__setattr__(self, "temperature", float(self.temperature))
         object.__setattr__(self, "texts", tuple(map(clean_text, self.texts)))
@@ -51,7 +57,7 @@ class Request:
     @property
     def key(self) -> str:
         """A hash of all that decides the answer of a given model."""
-        return content_key(self.messages, self.temperature, self.max_tokens, self.seed)
+        return content_key(self.messages, self.temperature, self.max_tokens, self.seed, *filter(None, [self.form]))
 
 
 def _clean(message):
@@ -312,6 +318,31 @@ def first_turn(
     parts = re.split("|".join([_MARK, *map(re.escape, marks)]), text)
     return next(filter(None, map(str.strip, parts)), "")
 
+# %% ../../nbs/foundation/03_chat.ipynb #formfn
+def _response_format(form):
+    """What holds a server to a form: an object with one field, named like the form."""
+    schema = {"type": "object", "properties": {form: _FORMS[form]}, "required": [form], "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": form, "strict": True, "schema": schema}}
+
+
+def _out_of_form(text, form):
+    """The text, or texts, one on each line, in the JSON that `text` is; "" for JSON without any."""
+    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    if not form or not re.match(r"[{\[]\s*[\"{\[\]}]", body):
+        return text
+    if _is_json(body):
+        return "\n".join(_strings(json.loads(body)))
+    whole = re.findall(r'("(?:[^"\\]|\\.)*")(\s*:)?', body)  # cut off: texts with an end, and whether they are names
+    return "\n".join(json.loads(part) for part, name in whole if not name and _is_json(part))
+
+
+def _strings(value, depth=3):
+    """The texts in the values of so many levels of JSON."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for part in parts if depth for text in _strings(part, depth - 1)]
+
 # %% ../../nbs/foundation/03_chat.ipynb #a5bcca66
 @dataclass(frozen=True)
 class _Said:
@@ -324,6 +355,7 @@ class _Said:
     lasting: bool = False  # whether it is the model's own answer, worth keeping
     thought: bool = False  # whether the model is seen to have thought before
     cut: bool = False  # whether it ended at the limit
+    unformed: bool = False  # whether a form was asked for, and nothing came
 
 
 def _read(body, request, guess, server):
@@ -338,11 +370,11 @@ def _read(body, request, guess, server):
         hidden = message.get("reasoning_content") or message.get("reasoning") or (used.get("completion_tokens_details") or {}).get("reasoning_tokens")
     except (AttributeError, IndexError, KeyError, TypeError):
         return _Said("", f"{server} answered with JSON that is no chat completion: {_quoted(body)}", guess)
-    text, thought = clean_text(first_turn(answered)[: 16 * request.max_tokens]).strip(), bool(hidden) or answered != content.strip()
+    text, thought = clean_text(_out_of_form(first_turn(answered), request.form)[: 16 * request.max_tokens]).strip(), bool(hidden) or answered != content.strip()
     if refusal or reason == "content_filter":
         return _Said("", f"the model refused: {_quoted(str(refusal or text or 'content filter'))}", *tokens, lasting=True)
     empty = f"the answer is {'nothing but thinking' if thought else 'empty'} (finish reason {str(reason)[:40]!r}, max_tokens {request.max_tokens})"
-    return _Said(text, "" if text else empty, *tokens, bool(text), thought, reason == "length")
+    return _Said(text, "" if text else empty, *tokens, bool(text), thought, reason == "length", bool(request.form and not text))
 
 
 def _written(content):
@@ -451,7 +483,9 @@ _LIMITS = ("max_tokens", "max_completion_tokens")  # the older name, and the one
 def _sent(request, limits, refused, budget=0):
     """{name: value} sent beside the messages, without the names `refused`; `limits` are the names of the limit, best first."""
     limit = next((name for name in limits if name not in refused), "")
-    values = {"temperature": request.temperature, "seed": request.seed, limit: request.max_tokens + budget}
+    formed = bool(request.form) and "response_format" not in refused
+    room = request.max_tokens + budget + (16 + request.max_tokens // 4 if formed else 0)  # JSON has quotes and commas
+    values = {"temperature": request.temperature, "seed": request.seed, limit: room} | ({"response_format": _response_format(request.form)} if formed else {})
     return {name: value for name, value in values.items() if name and name not in refused}
 
 
@@ -482,12 +516,15 @@ def _complaint(error):
 _SYSTEM = re.compile("system (?:role|message|prompt|instruction)|['\"`]system|developer instruction|roles must alternate|only user and assistant", re.I)
 
 
+_OTHER_WORDS = {"response_format": "json[_ ]schema|structured outputs?|guided decoding|grammar|"}
+
+
 def _refused(error, sent):
     """Those of the names `sent` that an error of the openai package refuses, or "system" for that role. A limit that is only too large is not refused."""
     about, said = _complaint(error.body)
     if error.status_code not in (400, 422) and not (error.status_code >= 500 and _NOT_TAKEN.search(said)):
         return set()
-    named = {name for name in sent if re.search(rf"(?<![a-z0-9_]){name.replace('_', '[_ -]?')}(?![a-z0-9_])", about, re.I)}
+    named = {name for name in sent if re.search(rf"(?<![a-z0-9_])(?:{_OTHER_WORDS.get(name, '')}{name.replace('_', '[_ -]?')})(?![a-z0-9_])", about, re.I)}
     named |= {"system"} if _SYSTEM.search(said) else set()
     return named - set(_LIMITS) if _TOO_MUCH.search(said) and not _NOT_TAKEN.search(said) else named
 
@@ -562,7 +599,7 @@ class Chat(ChatModel):
     needed for other servers); ConnectionError if nothing can be reached at the address, all retries through, or the credit is used up
     (what was answered before is kept). Asked again: 408, 409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and what
     names a parameter as refused, without it, with one warning; and a model that has thought up to the limit, with `thinking` tokens
-    more; and 404 at the address with `/v1` or without it. Not asked again: other 4xx, JSON of another shape, refusals.
+    more; without a form, if nothing comes in one; and 404 at the address with `/v1` or without it. Not asked again: other 4xx, JSON of another shape, refusals.
     """
 
     def __init__(
@@ -632,6 +669,11 @@ class Chat(ChatModel):
             said = await self._said(client, request, budget)
             self._thinks = self._thinks or bool(said.text)  # hidden thinking left no room for an answer
             said = _better(short, said, self._thinks, budget)
+        if said.unformed and not said.thought and "response_format" not in self._refused:
+            free = await self._said(client, replace(request, form=""), budget)
+            self._refused |= {"response_format"} if free.text else set()  # it is taken, and silences the model
+            said = replace(free if free.text else said, prompt_tokens=said.prompt_tokens + free.prompt_tokens,
+                           completion_tokens=said.completion_tokens + free.completion_tokens)
         if self._thinks and budget and said.cut and not said.thought:
             said = replace(said, text="", error=f"the answer has no end within {request.max_tokens} tokens and {budget} for thinking", lasting=False)
         return Answer(said.text, said.error, self.name, said.prompt_tokens, said.completion_tokens), said.lasting
