@@ -7,13 +7,18 @@ __all__ = ['choose', 'UnknownChoice', 'content_key', 'cache_folder', 'replacing'
            'clean_text', 'clean_name', 'best_device', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
+import copyreg
 import difflib
+import dis
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import pickle
 import re
 import shutil
+import site
 import sqlite3
 import sys
 import sysconfig
@@ -21,8 +26,10 @@ import tempfile
 import threading
 import types
 import warnings
+import weakref
+from collections import OrderedDict
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -51,12 +58,13 @@ class UnknownChoice(KeyError):
 def content_key(*parts) -> str:
     """A 32-digit hexadecimal BLAKE2 hash of the content of `parts`, the same in every process.
 
-    Understands None, numbers, text, bytes, paths (as text), lists, tuples, dicts, sets, numpy arrays, torch tensors,
-    PIL images, dataclasses, functions (code, defaults, closure and the globals they use), classes (the code of their
-    methods) and objects (class and attributes). Anything that offers `fingerprint` is taken at its word. Code of an
-    installed library is known by its name and version.
+    Understands numbers, text, bytes, paths (as text), collections, numpy arrays, torch tensors, pandas tables, PIL images, functions (code, defaults,
+    closure, and what they use of globals and of your own modules), classes (bases and members) and every object that pickle could keep: its class and
+    its attributes or slots, without those computed once from others (`cached_property`). What offers `fingerprint` is taken at its word. Code of an
+    installed library is known by its name and version. Errors: ValueError naming the attribute whose content cannot be told, such as an open file.
     """
-    return _digest(_pieces(parts, {"kinds": {}}))
+    content = _Content()
+    return _digest([content.digest(part) for part in parts])
 
 
 def _digest(pieces):
@@ -67,129 +75,240 @@ def _digest(pieces):
     return digest.hexdigest()
 
 # %% ../nbs/00_basics.ipynb #17b093b6
-def _pieces(value, seen):
-    """The content of `value` as a stream of byte strings, each led by its kind.
+_BARE = type(None), type(...), type(NotImplemented), bool, int, float, complex
 
-    `seen` has the id of every value that this one lies in, to break reference circles, and a key per class met so far.
-    """
-    if value is None or isinstance(value, (bool, int, float, complex, str, Path, np.generic)):
-        yield f"{type(value).__name__}:{value!s}".encode()
-    elif isinstance(value, (bytes, bytearray)):
-        yield b"bytes"
-        yield bytes(value)
-    elif isinstance(getattr(value, "fingerprint", None), str):
-        yield f"fingerprint:{value.fingerprint}".encode()
-    elif id(value) in seen:
-        yield b"seen"
-    else:
-        yield from _compound(value, seen | {id(value): None})
+
+def _atom(value):
+    """The content of a value without parts as bytes, led by its kind; None for any other."""
+    kind = type(value)
+    if kind in _BARE:
+        return f"{kind.__name__}:{hex(value) if kind is int else value}".encode()
+    if kind is str:
+        return b"str:" + value.encode("utf-8", "surrogatepass")
+    if kind in (bytes, bytearray):
+        return b"bytes:" + value
+    if isinstance(value, np.generic) and not isinstance(value, np.void):
+        return f"{value.dtype.str}:".encode() + value.tobytes()
+    return f"{kind.__name__}:".encode() + os.fsencode(value) if isinstance(value, PurePath) else None
 
 # %% ../nbs/00_basics.ipynb #e2e8fd28
-def _compound(value, seen):
-    if isinstance(value, np.ndarray):
-        yield f"array:{value.dtype}:{value.shape}".encode()
-        yield np.ascontiguousarray(value).tobytes()
-    elif hasattr(value, "detach") and hasattr(value, "untyped_storage"):  # a torch tensor, without importing torch
-        yield f"tensor:{value.dtype}:{tuple(value.shape)}".encode()
-        yield _tensor_bytes(value)
-    elif hasattr(value, "tobytes") and hasattr(value, "getpalette"):  # a PIL image, without importing PIL
-        yield f"image:{value.mode}:{value.size}".encode()
-        yield value.tobytes()
-    elif isinstance(value, dict):
-        yield f"dict:{len(value)}".encode()
-        for key in value:
-            yield from _pieces(key, seen)
-            yield from _pieces(value[key], seen)
-    elif isinstance(value, (list, tuple)):
-        yield f"sequence:{len(value)}".encode()
-        for item in value:
-            yield from _pieces(item, seen)
-    elif isinstance(value, (set, frozenset)):
-        yield f"set:{len(value)}".encode()
-        yield from sorted(content_key(item).encode() for item in value)
-    elif isinstance(value, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)):
-        yield from _callable_pieces(value, seen)
-    elif isinstance(value, functools.partial):
-        yield from _pieces((value.func, value.args, value.keywords), seen)
-    else:
-        yield _kind_key(type(value), seen)
-        yield from _pieces(_state(value), seen)
+class _Content:
+    """One walk through values. `known`: {id: (value, digest)} of what was seen; `within`: {id: depth} of what the present value lies in; `steps`: the way to it."""
+
+    def __init__(self, within=(), steps=()):
+        self.known, self.within, self.steps = {}, dict(within), list(steps)
+
+    def digest(self, value, step=""):
+        """The content of `value`, which is reached by `step` from what it lies in, as a few bytes. Errors: ValueError where it cannot be told."""
+        if (atom := _atom(value)) is not None:
+            return atom
+        if id(value) in self.known:
+            return self.known[id(value)][1]
+        if id(value) in self.within:
+            return f"within:{self.within[id(value)]}".encode()
+        self.within[id(value)] = len(self.within)
+        self.steps.append(step if self.steps else (value if isinstance(value, (type, types.FunctionType)) else type(value)).__qualname__)
+        found = _digest(self._pieces(value)).encode()
+        self.steps.pop()
+        del self.within[id(value)]
+        self.known[id(value)] = value, found  # the value is held, so that no other one gets its id
+        return found
+
+    def _pieces(self, value):
+        if _offers(value, "fingerprint") and isinstance(said := value.fingerprint, str):
+            return [b"fingerprint", said.encode("utf-8", "surrogatepass")]
+        for kinds, pieces in _KINDS:
+            if isinstance(value, kinds):
+                return pieces(self, value)
+        return _foreign_pieces(self, value)
+
+    def each(self, values):
+        """The digests of the items of a sequence."""
+        return [self.digest(value, f"[{number}]") for number, value in enumerate(values)]
+
+    def attributes(self, values):
+        """Names and digests of {name: value}, sorted."""
+        return [piece for name in sorted(values, key=str) for piece in (str(name).encode(), self.digest(values[name], f".{name}"))]
+
+    def refusal(self, value):
+        """The ValueError that says where `value` was met."""
+        return ValueError(f"{''.join(self.steps)} is a {type(value).__name__}, and what it holds cannot be told, so that what is made with it could not be known again: "
+                          "leave it out, or give the object that has it an attribute `fingerprint`, a text that changes whenever its content does")
+
+
+def _offers(value, *names):
+    """Whether an object has these attributes. It is not asked for them: a class may answer to any name, or fail."""
+    return not isinstance(value, (type, types.ModuleType)) and all(hasattr(type(value), name) or name in getattr(value, "__dict__", ()) for name in names)
+
+
+def _at(key):
+    """A key of a dictionary as a step."""
+    return f"[{key!r:.40}]" if isinstance(key, (str, int)) else "[a key]"
+
+# %% ../nbs/00_basics.ipynb #ckcollec
+def _array_pieces(content, array):
+    head = [content.digest(type(array)), f"array:{array.dtype}:{array.shape}".encode()]
+    if isinstance(array, np.ma.MaskedArray):
+        return [*head, content.digest(np.ma.getdata(array)), content.digest(np.ma.getmaskarray(array))]
+    if array.dtype.hasobject:
+        return [*head, *content.each(np.asarray(array).ravel().tolist())]
+    return [*head, np.ascontiguousarray(array).tobytes()]
+
+
+def _dict_pieces(content, values):
+    if type(values) not in (dict, OrderedDict):
+        return _object_pieces(content, values)
+    items = [piece for key in values for piece in (content.digest(key, "[a key]"), content.digest(values[key], _at(key)))]
+    return [f"dict:{len(values)}".encode(), *items]
+
+
+def _sequence_pieces(content, values):
+    if type(values) not in (list, tuple):
+        return _object_pieces(content, values)
+    return [f"sequence:{len(values)}".encode(), *content.each(values)]
+
+
+def _set_pieces(content, values):
+    items = [_Content(content.within, content.steps).digest(item, "{an item}") for item in values]  # each on a walk of its own: a set has no order
+    return [content.digest(type(values)), *sorted(items), *content.attributes(getattr(values, "__dict__", {}))]
 
 # %% ../nbs/00_basics.ipynb #2656a4a9
-def _tensor_bytes(tensor):
+def _foreign_pieces(content, value):
+    """Of tensors, pictures, tables and networks, known by what they offer: loading torch or pandas to ask for a type would cost every start a second."""
+    if _offers(value, "detach", "untyped_storage"):
+        return _tensor_pieces(content, value)
+    if _offers(value, "tobytes", "getpalette"):
+        return [f"image:{value.mode}:{value.size}".encode(), value.tobytes(), content.digest([value.getpalette(), value.info.get("transparency")])]
+    if type(value).__module__.startswith("pandas.") and _offers(value, "iloc"):
+        return _table_pieces(content, value)
+    if _offers(value, "state_dict", "named_modules"):
+        return _module_pieces(content, value)
+    return _object_pieces(content, value)
+
+
+def _tensor_pieces(content, tensor):
     import torch
 
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise content.refusal(tensor)
+    own = [] if type(tensor) in (torch.Tensor, torch.nn.Parameter) else [content.digest(type(tensor)), *content.attributes(vars(tensor))]
+    flat = tensor.detach().cpu().as_subclass(torch.Tensor).resolve_conj().resolve_neg().contiguous().flatten()
+    return [f"tensor:{tensor.dtype}:{tuple(tensor.shape)}".encode(), *own, memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""]
 
 
-def _name(kind):
-    return f"{kind.__module__}.{kind.__qualname__}".encode()
+def _table_pieces(content, table):
+    """Of a pandas DataFrame or Series: columns by place, since two may have one name."""
+    frame = table if table.ndim == 2 else table.to_frame()
+    columns = [content.digest([str(kind), frame.iloc[:, place].to_numpy()], _at(frame.columns[place])) for place, kind in enumerate(frame.dtypes)]
+    names = [list(frame.index.names), frame.index.to_numpy(), list(frame.columns.names), frame.columns.to_numpy(), dict(table.attrs)]
+    return [content.digest(type(table)), *content.each(names), *columns]
 
 
-def _state(value):
-    attributes = dict(sorted(getattr(value, "__dict__", {}).items()))
-    if hasattr(value, "state_dict"):  # a torch module may be compiled, with its weights elsewhere
-        return attributes, dict(value.state_dict())
-    return attributes or re.sub(" at 0x[0-9a-f]+", "", repr(value))
+def _module_pieces(content, module):
+    """Of a torch module. The numbers of its hooks count all hooks of the process, so they are left out."""
+    own = {name: list(value.values()) if name.endswith("_hooks") and isinstance(value, dict) else value for name, value in _lasting(module, vars(module)).items()}
+    weights = [] if "_parameters" in own else [content.digest(dict(module.state_dict()), ".state_dict()")]
+    return [content.digest(type(module)), *content.attributes(own), *weights]
+
+# %% ../nbs/00_basics.ipynb #ckobject
+def _object_pieces(content, value):
+    """Of any object: what pickle keeps of it."""
+    try:
+        kept = copyreg.dispatch_table.get(type(value), lambda value: value.__reduce_ex__(4))(value)
+    except Exception:  # a class may refuse in any way
+        raise content.refusal(value) from None
+    if isinstance(kept, str):
+        return _global_pieces(content, value, kept)
+    make, given, state, items, pairs = [*kept, None, None, None][:5]
+    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict) else (state, {})
+    own = content.attributes(_lasting(value, attributes)) if isinstance(attributes, dict) else [content.digest(attributes)]
+    inner = [*content.each(items or ()), *(piece for key, each in pairs or () for piece in (content.digest(key, "[a key]"), content.digest(each, _at(key))))]
+    return [content.digest(type(value)), content.digest(make), content.digest(given), *own, *content.attributes(slots), *inner]
+
+
+def _lasting(value, attributes):
+    """Attributes without those that were computed once from the others."""
+    return {name: each for name, each in attributes.items() if not isinstance(getattr(type(value), str(name), None), functools.cached_property)}
+
+
+def _global_pieces(content, value, name):
+    """Of what pickle knows by its name alone: of a function with a cache the function, else the attributes that it has."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    inner = [content.digest(value.__wrapped__)] if _offers(value, "__wrapped__") else [] if _installed(module) else content.attributes(getattr(value, "__dict__", {}))
+    return [f"global:{module}.{name}".encode(), _version(module), *inner]
 
 # %% ../nbs/00_basics.ipynb #92dfceb5
-def _callable_pieces(function, seen):
-    yield _name(function)
-    if isinstance(function, types.MethodType):
-        yield from _pieces(function.__self__, seen)
-        function = function.__func__
-    if _in_library(function):
-        package = sys.modules.get(str(function.__module__).split(".")[0])
-        yield str(getattr(package, "__version__", "")).encode()
-    elif isinstance(function, type):
-        yield from _pieces(function.__bases__, seen)
-        for name, member in sorted(vars(function).items()):
-            yield from _pieces((name, _member(name, member)), seen)
-    else:
-        yield from _function_pieces(function, seen)
+_LIBRARIES = tuple(folder + os.sep for folder in sorted({sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"),
+                                                         *site.getsitepackages(), site.getusersitepackages()}))
 
 
-def _kind_key(kind, seen):
-    """A hash of the class of an object, made once for all its objects that one call of `content_key` meets."""
-    if kind not in seen["kinds"]:
-        seen["kinds"][kind] = b"seen"
-        seen["kinds"][kind] = _digest(_callable_pieces(kind, seen)).encode()
-    return seen["kinds"][kind]
+def _installed(module, file=None) -> bool:
+    """Whether a module, or the file of a function, comes with Python or is installed, rather than written by the user."""
+    top = str(module).split(".")[0]
+    file = file or getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
+    return file.startswith(("<frozen", *_LIBRARIES)) if file else top in sys.stdlib_module_names
 
 
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+def _version(module):
+    return str(getattr(sys.modules.get(str(module).split(".")[0]), "__version__", "")).encode()
 
 
-def _in_library(function):
-    """Whether a function or class comes with Python or is installed, rather than written by the user."""
-    module = sys.modules.get(str(function.__module__))
-    file = getattr(module, "__file__", None) or ""
-    if not file:
-        return str(function.__module__) != "__main__"
-    return file.startswith(_LIBRARIES)
+def _name(value):
+    return f"{value.__module__}.{value.__qualname__}".encode()
 
 
-def _member(name, member):
-    """What of a class member can make its objects behave differently: the function behind it, or a plain value."""
-    member = getattr(member, "fget", None) or getattr(member, "__func__", member)
-    plain = () if name.startswith("__") else (bool, int, float, str, tuple, list, dict, np.ndarray)
-    return member if isinstance(member, (types.FunctionType, *plain)) else None
+def _known_by_name(value):
+    """Whether a function or class is an installed library's and is what its name means there, rather than made by a function for its caller."""
+    if not _installed(value.__module__, value.__code__.co_filename if isinstance(value, types.FunctionType) else None):
+        return False
+    found = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return getattr(found, "__func__", found) is value
+
+# %% ../nbs/00_basics.ipynb #ckclass0
+_NO_CONTENT = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl",
+               "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"}  # of a class; a dataclass has it in __init__
+
+
+def _class_pieces(content, kind):
+    if _known_by_name(kind):
+        return [_name(kind), _version(kind.__module__)]
+    members = {name: member for name, member in vars(kind).items() if name not in _NO_CONTENT}
+    return [_name(kind), content.digest(type(kind)), *content.each(kind.__bases__), *content.attributes(members)]
+
+
+def _space_pieces(content, module):
+    """Of a module of the user's, all that stands in it but for other modules, which are named where they are used."""
+    head = [f"module:{module.__name__}".encode(), _version(module.__name__)]
+    if _installed(module.__name__):
+        return head
+    inside = {name: value for name, value in vars(module).items() if not name.startswith("__") and not isinstance(value, types.ModuleType)}
+    return [*head, *content.attributes(inside)]
+
+
+def _bound_pieces(content, method):
+    """Of a method of an object, and of a function in C, which may be one."""
+    owner = None if isinstance(method.__self__, types.ModuleType) else method.__self__
+    return [_name(method), _version(method.__module__), content.digest(owner), content.digest(getattr(method, "__func__", None))]
 
 # %% ../nbs/00_basics.ipynb #80b198ff
-def _function_pieces(function, seen):
-    codes = list(_nested_codes(function.__code__))
-    for code in codes:
-        yield code.co_code
-        yield repr(code.co_names).encode()
-        plain = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
-        yield from _pieces(plain, seen)
-    yield from _pieces((function.__defaults__, function.__kwdefaults__), seen)
-    yield from _pieces([cell.cell_contents for cell in function.__closure__ or ()], seen)
-    for name in sorted({name for code in codes for name in code.co_names}):
-        used = function.__globals__.get(name)
-        if not isinstance(used, types.ModuleType):
-            yield from _pieces((name, used), seen)
+def _function_pieces(content, function):
+    if _known_by_name(function):
+        return [_name(function), _version(function.__module__)]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or ())
+    made = [content.digest([function.__defaults__, function.__kwdefaults__]), *(content.digest(_cell(cell), f" with its {name!r}") for name, cell in cells)]
+    if _installed(function.__module__, function.__code__.co_filename):
+        return [_name(function), _version(function.__module__), *made]
+    used = [piece for code in _nested_codes(function.__code__) for piece in _code_pieces(content, code, function.__globals__)]
+    return [_name(function), *made, *content.attributes(vars(function)), *used]
+
+
+def _cell(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is filled later
+        return ...
 
 
 def _nested_codes(code):
@@ -198,6 +317,86 @@ def _nested_codes(code):
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _nested_codes(constant)
+
+# %% ../nbs/00_basics.ipynb #ckcode00
+def _code_pieces(content, code, space):
+    """Of one code object: what it does, its constants, and what it takes from its globals, {name: value} `space`."""
+    plain = [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
+    used = dict(_uses(code, space))
+    uses = [piece for name in sorted(used) for piece in (name.encode(), content.digest(used[name], f" with its {name!r}"))]
+    return [code.co_code, getattr(code, "co_exceptiontable", b""), repr(code.co_names).encode(), content.digest(plain), *uses]
+
+
+def _uses(code, space):
+    """Yield (dotted name, value) of the globals that a code object uses and of what it imports."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("EXTENDED_ARG", "CACHE")]
+    for number, step in enumerate(steps):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in space:
+            yield _reached(step.argval, space[step.argval], steps[number + 1 :])
+        elif step.opname == "IMPORT_NAME":
+            yield from _imported(step.argval, steps[number - 1].argval, steps[number - 2].argval, space)
+
+
+def _reached(name, value, following):
+    """(dotted name, value) of what attributes of a global reach: the first thing that is no module of the user's."""
+    for step in following:
+        if not isinstance(value, types.ModuleType) or _installed(value.__name__) or step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            break
+        name, value = f"{name}.{step.argval}", getattr(value, step.argval, None)
+    return name, value
+
+
+def _imported(name, wanted, level, space):
+    """Yield (dotted name, value) of what an import inside a function gives. A module of the user's is imported now, since the function would."""
+    top = name.split(".")[0]
+    if not level and _installed(top, _origin(top)):
+        yield f"import {name}", _released(top)
+        return
+    try:
+        module = importlib.import_module("." * level + name, space.get("__package__"))
+    except (ImportError, TypeError):  # it is not there, or "." stands in no package: the function cannot import it either
+        return
+    for each in wanted or ():
+        yield f"{module.__name__}.{each}", getattr(module, each, module)
+    if not wanted:
+        yield module.__name__, module
+
+
+def _origin(top):
+    """The file of a module that need not be loaded."""
+    loaded = sys.modules.get(top)
+    spec = None if loaded else importlib.util.find_spec(top)
+    return getattr(loaded, "__file__", None) or (spec.origin if spec and spec.has_location else None)
+
+
+def _released(top):
+    """The version of a library that need not be loaded."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(top)
+
+# %% ../nbs/00_basics.ipynb #ckkinds0
+_VIEWS = type({}.keys()), type({}.values()), type({}.items())
+_LOCKS = type(threading.Lock()), type(threading.RLock())
+_MEMBERS = types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType
+_KINDS = [
+    (types.FunctionType, _function_pieces),
+    ((types.MethodType, types.BuiltinFunctionType), _bound_pieces),
+    (type, _class_pieces),
+    (types.ModuleType, _space_pieces),
+    (np.ndarray, _array_pieces),
+    (np.void, lambda content, value: _array_pieces(content, np.asarray(value))),
+    (types.MappingProxyType, lambda content, value: _dict_pieces(content, dict(value))),
+    (dict, _dict_pieces),
+    ((list, tuple), _sequence_pieces),
+    ((set, frozenset), _set_pieces),
+    (_VIEWS, lambda content, value: [b"view", *content.each(value)]),
+    (memoryview, lambda content, value: [f"memory:{value.format}:{value.shape}".encode(), value.tobytes()]),
+    (property, lambda content, value: content.each([value.fget, value.fset, value.fdel])),
+    ((staticmethod, classmethod), lambda content, value: [type(value).__name__.encode(), content.digest(value.__func__)]),
+    (weakref.ref, lambda content, value: [b"weak", content.digest(value())]),
+    (_LOCKS, lambda content, value: [b"lock"]),  # it orders work and changes no result
+    (_MEMBERS, lambda content, value: [value.__qualname__.encode()]),
+]
 
 # %% ../nbs/00_basics.ipynb #5a23f0ae
 _STAND_INS, _STANDING_IN = {}, threading.Lock()  # {folder that cannot be written: its `tempfile.TemporaryDirectory`}
