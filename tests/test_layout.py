@@ -186,6 +186,18 @@ class Extra(nn.Module):
         return self.block(torch.cat([self.memory.expand(len(x), -1, -1), self.patches(x).flatten(2).transpose(1, 2)], 1))
 
 
+class Forgetful(nn.Module):
+    """A dropout that is always on before the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(nn.functional.dropout(self.conv(x).mean((2, 3))))
+
+
+SMALL_VIT = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 96, "image_size": 64, "patch_size": 16}
 REFUSED = [
     (lambda: nn.Sequential(Heads()), "0.softmax", (16, 16), "by attention head: a head is not a unit"),
     (lambda: nn.Sequential(Heads()), "0.norm", (16, 16), "by attention head: a head is not a unit"),
@@ -197,6 +209,11 @@ REFUSED = [
     (lambda: timm.create_model("cait_xxs24_224", img_size=64, depth=1), "blocks.0.attn.proj_l", (64, 64), "by attention head: a head is not a unit"),
     (lambda: timm.create_model("efficientformerv2_s0", img_size=64), "stages.2.blocks.4.token_mixer.talking_head1", (64, 64), "by attention head: a head is not a unit"),
     (lambda: timm.create_model("beit_base_patch16_224", img_size=64, depth=1), "blocks.0.attn.qkv", (64, 64), "never runs .* Attention uses its weights without calling it; record the Att"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), "1", (16, 16), "one image other numbers in another batch: .* normalises over the batch"),
+    (lambda: Forgetful(), "head", (16, 16), r"one image other numbers in another batch: .* at random even in eval mode \(a mask, a dropout\)"),
+    (lambda: transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL_VIT)), "layers.0", (64, 64), "one image other numbers in another batch"),
+    (lambda: timm.create_model("nest_tiny", img_size=64), "levels.0.transformer_encoder.0", (64, 64), r"16 x 16 positions that are no map of the image, such as blocks"),
+    (lambda: timm.create_model("nest_tiny", img_size=128), "levels.1.transformer_encoder.0.mlp.fc1", (128, 128), r"4 x 64 positions that are no map of the image, such as blocks"),
     (VIT_TORCHVISION, "encoder.layers.encoder_layer_0.self_attention.out_proj", (64, 64), "never runs .* MultiheadAttention uses its weights without calling it; record the MultiheadAttention itself"),
     (lambda: torchvision.models.inception_v3(init_weights=False), "AuxLogits", (96, 96), "never runs when the network sees an image: it may belong to training"),
     (lambda: torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None), "backbone.fpn", (64, 64), "gives a OrderedDict of 3 tensors: choose a layer inside"),
@@ -263,12 +280,16 @@ def test_tokens_first_are_those_of_the_twin_with_the_batch_first(count):
     assert nb.exemplars(first, "block", [3], 2).maps.shape[2:] == (5, 10)
 
 
-def test_patches_in_an_order_of_the_networks_own_have_no_maps():
-    model = timm.create_model("hiera_tiny_224", pretrained=False, img_size=64)
+HIERA = {"image_size": [64, 64], "embed_dim": 24, "depths": [1, 1, 1, 1], "patch_stride": [2, 2], "mlp_ratio": 2.0}
+
+
+@pytest.mark.parametrize("make, layer", [(lambda: timm.create_model("hiera_tiny_224", img_size=64), "blocks.0"), (lambda: transformers.HieraModel(transformers.HieraConfig(**HIERA)), "encoder.stages.1")])
+def test_patches_in_an_order_of_the_networks_own_have_no_maps(make, layer):
+    model = make()
     images = nb.ProbingSet.from_images([Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(2)])
-    recording = nb.record(nb.Target(model, ["blocks.0"], to_tensor, device="cpu"), images, progress=False)
-    output = outputs(model, ["blocks.0"], torch.stack([to_tensor(images[i]) for i in range(2)]))["blocks.0"]
-    assert np.allclose(recording["blocks.0"], output.mean(1), atol=1e-4) and nb.exemplars(recording, "blocks.0", [0], 2).maps is None
+    recording = nb.record(nb.Target(model, [layer], to_tensor, device="cpu"), images, progress=False)
+    output = outputs(model, [layer], torch.stack([to_tensor(images[i]) for i in range(2)]))[layer]
+    assert np.allclose(recording[layer], output.mean(1), atol=1e-4) and nb.exemplars(recording, layer, [0], 2).maps is None
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

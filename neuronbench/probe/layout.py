@@ -145,7 +145,8 @@ def _grid_at(layout, count, size):
 # %% ../../nbs/probe/14_layout.ipynb #86af92fb
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
           nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
-_REORDERS = ("Unroll",)  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
+_REORDERS = ("Unroll", "HieraEncoder")  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
+_REORDERS_INSIDE = {"HieraEncoder": "", "NestLevel": "transformer_encoder"}  # by mask unit, by block
 _FOLDS = ("PixelUnshuffle", "SpaceToDepth")  # pixels become channels before the first convolution
 _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
 
@@ -159,6 +160,7 @@ class Sight:
     grids: list = field(default_factory=list)  # (h, w) of all 2-d convolutions so far, in order
     unordered: list = field(default_factory=list)  # whether a module has run after which the positions are steps, or patches in another order than the image's
     units_last: list = field(default_factory=list)  # whether a layer with its units on the last axis has run
+    firsts: list = field(default_factory=list)  # values of what would be the first image's if the batch were axis 0, and axis 1
 
 
 def _width(module):
@@ -189,7 +191,9 @@ def watched_pass(
             state["grids"] = (*state["grids"], tuple(shape[-2:]))
         for layer in layers_of.get(id(module), ()):
             sight = sights[layer]
-            sight.shapes.append(_shape_of_layer(output, layer))
+            shape, firsts = _seen_of_layer(output, layer)
+            sight.shapes.append(shape)
+            sight.firsts.append(firsts)
             for kept, value in ((sight.widths, "width"), (sight.grids, "grids"), (sight.unordered, "unordered"), (sight.units_last, "last")):
                 kept.append(state[value])
         if until and all(len(sights[layer].shapes) >= calls for layer, calls in until.items()):
@@ -214,12 +218,19 @@ def _shape(output):
     return tuple(output.shape) if isinstance(output, torch.Tensor) else None
 
 
-def _shape_of_layer(output, layer):
-    """The shape of the tensor that a layer gives, or the error that says why it gives none."""
+def _seen_of_layer(output, layer):
+    """(shape, values of its first image by batch axis) of the tensor that a layer gives; (the error that says why it gives none, ()) otherwise."""
     try:
-        return tuple(first_tensor(output, layer).shape)
+        tensor = first_tensor(output, layer)
     except ValueError as error:
-        return error
+        return error, ()
+    return tuple(tensor.shape), tuple(_some_values(tensor.select(axis, 0)) for axis in range(min(tensor.ndim, 2)) if tensor.shape[axis])
+
+
+def _some_values(tensor):
+    values = tensor.detach().flatten()
+    return values[:: max(1, len(values) // 4096)].clone()
+
 
 # %% ../../nbs/probe/14_layout.ipynb #4d26c42b
 _GIVE = "say layout={{{layer!r}: {kind!r}}} if you know better"
@@ -370,6 +381,30 @@ def _given_layout(layer, given, shape, batch_axis, found):
     return found(said)
 
 
+def _refuse_company(layer, alone, other):
+    """Errors: LayoutError where the first image has other values, up to rounding, beside another image and in another pass."""
+    rounding = 16 * torch.finfo(alone.dtype).eps if alone.is_floating_point() else 0
+    limit = max(1e-3, rounding) * alone.float().abs().nan_to_num(0).max()
+    if not torch.allclose(alone.float(), other.float(), rtol=0, atol=float(limit), equal_nan=True):
+        raise LayoutError(f"layer {layer!r} gives one image other numbers in another batch: before it the network draws at random even in eval mode (a mask, a dropout), or "
+                          "normalises over the batch; switch that off, or choose a layer before it")
+
+
+def _reordered(model, module):
+    """Whether a module sees patches in another order than the image's, because of a module around it."""
+    names = {id(each): name for name, each in model.named_modules()}
+    parts = names[id(module)].split(".")
+    around = [(type(model.get_submodule(".".join(parts[:depth]))).__name__, ".".join(parts[depth:])) for depth in range(len(parts))]
+    return any(kind in _REORDERS_INSIDE and inside.startswith(_REORDERS_INSIDE[kind]) for kind, inside in around)
+
+
+def _refuse_blocks(layer, shape, size, reordered):
+    """Errors: LayoutError for (B, blocks, patches of a block, units), which are no maps."""
+    if reordered or not _fits(shape[1:3], size):
+        raise LayoutError(f"layer {layer!r} gives {shape} for images of {size[0]} x {size[1]}: {shape[1]} x {shape[2]} positions that are no map of the image, such as blocks and "
+                          f"their patches; record the layer around it, or say layout={{{layer!r}: 'maps-last'}} if they are one")
+
+
 def _decide(model, layer, module, two, three, other, size, given, call):
     """The Layout of one layer. Errors: LayoutError and ValueError, one sentence."""
     call = _chosen_call(layer, len(two.shapes), call)
@@ -378,7 +413,9 @@ def _decide(model, layer, module, two, three, other, size, given, call):
         if isinstance(shape, Exception):
             raise LayoutError(str(shape))
     batch, special = _batch_axis(layer, *shapes), special_tokens(model)
-    context = two.grids[call - 1], two.unordered[call - 1]
+    _refuse_company(layer, *(sight.firsts[call - 1][batch] for sight in (two, three)))
+    reordered = _reordered(model, module)
+    context = two.grids[call - 1], two.unordered[call - 1] or reordered
     if given is not None:
         said = _given_layout(layer, given, shapes[0], batch, lambda said: _grid_of(said, layer, shapes[0], context, size, special))
         return _measured(said, shapes[0], said.size or size, call, len(two.shapes))
@@ -391,6 +428,8 @@ def _decide(model, layer, module, two, three, other, size, given, call):
     else:
         _refuse_heads(model, layer, module, shape)
         axis = _unit_axis(layer, module, (shape, two.widths[call - 1], two.units_last[call - 1]), resized, size)
+        if len(shape) == 4 and axis == 3:
+            _refuse_blocks(layer, shape, size, reordered)
         if len(shape) == 4:
             found = Layout("maps" if axis == 1 else "maps-last", shape[axis])
         else:
@@ -444,6 +483,10 @@ def _tells(sight, shape):
     return isinstance(sight.shapes[0], tuple) and _axis_by_size(shape, sight.shapes[0]) is not None
 
 
+def _ramp(image):
+    return torch.linspace(-1, 1, image.numel(), dtype=image.dtype, device=image.device).reshape(image.shape)
+
+
 def layouts_of(
     model: nn.Module,  # the bare network, in eval mode
     modules: dict,  # {layer: module}
@@ -455,7 +498,8 @@ def layouts_of(
     two, _ = watched_pass(model, modules, image.expand(2, -1, -1, -1).contiguous())
     ran = {layer: module for layer, module in modules.items() if two[layer].shapes}
     counts = {layer: len(two[layer].shapes) for layer in ran}
-    three, _ = watched_pass(model, ran, image.expand(3, -1, -1, -1).contiguous(), counts) if ran else ({}, None)
+    company = torch.cat([image, image, -_ramp(image)])
+    three, _ = watched_pass(model, ran, company, counts) if ran else ({}, None)
     open_shapes = {layer: _undecided(module, two[layer].shapes[0]) for layer, module in ran.items()}
     other, size = _at_another_size(model, ran, image, counts, open_shapes), tuple(image.shape[2:])
     found = {}
@@ -485,25 +529,31 @@ def layers(
 ) -> pd.DataFrame:
     """Columns layer, module, layout, units, map (h x w, or positions), pool (the default first), note (why a layer cannot be recorded).
 
-    Errors: KeyError for a name that the network does not have.
+    Errors: KeyError for a name that the network does not have; ValueError for a network that does not take images of that size.
     """
     modules = named_layers(model)
     names = [name for name, _ in bare(model).named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
     model = bare(model)
     image = _any_image(model, size)
     with one_at_a_time, evaluating(model), torch.inference_mode():
-        found = layouts_of(model, {name: modules[name] for name in names}, image, layout or {}, calls or {})
+        try:
+            found = layouts_of(model, {name: modules[name] for name in names}, image, layout or {}, calls or {})
+        except Exception as error:  # each network refuses an image in its own words
+            shape = " x ".join(map(str, image.shape[1:]))
+            raise ValueError(f"the network does not take an image of {shape} ({type(error).__name__}: {error}); say size=(height, width)") from error
     return pd.DataFrame([_row(name, modules[name], found[name]) for name in names], columns=["layer", "module", "layout", "units", "map", "pool", "note"])
 
 
 def _any_image(model, size):
-    """(1, C, H, W) zeros of the type, channels and size that a network takes, as far as it says so itself."""
+    """(1, C, H, W) values from -1 to 1 of the type, channels and size that a network takes, as far as it says so itself."""
     said = getattr(model, "default_cfg", None) or {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) or type(module).__name__ in _FOLDS), None)
-    pixels = size or (said.get("input_size") or (None, *_sides(getattr(getattr(model, "config", None), "image_size", None) or getattr(model, "image_size", None) or 224)))[1:]
+    config = getattr(model, "config", None)
+    sides = [getattr(module, "img_size", None) for module in model.modules()] + [said.get("input_size", ())[1:], getattr(config, "image_size", None), getattr(model, "image_size", None)]
+    pixels = size or _sides(next(filter(None, sides), 224))
     kind = floating_type(model)
     device = next((parameter.device for parameter in model.parameters()), "cpu")
-    return torch.zeros(1, getattr(first, "in_channels", 3), *pixels, dtype=kind, device=device)
+    return _ramp(torch.empty(1, getattr(first, "in_channels", 3), *pixels, dtype=kind, device=device))
 
 
 def _sides(size):
