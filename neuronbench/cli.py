@@ -783,6 +783,7 @@ def leaderboard(
 ):
     """Print the table of every method on every kind of unit of the embedded world, and write it. Errors: KeyError, FileNotFoundError."""
     from neuronbench.basics import replacing
+    from neuronbench.describe.descriptions import guarded
     from neuronbench.embedded.world import world
     from neuronbench.evaluate import leaderboard as boards
     from neuronbench.foundation.sentences import Sentences
@@ -796,7 +797,7 @@ def leaderboard(
     for failure in board.attrs["failures"]:
         print(shown(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}"), file=sys.stderr)
     with replacing(out) as path:
-        board.to_csv(path, index=False)
+        guarded(board).to_csv(path, index=False)
     print(f"Written: {shown(out)}")
 
 # %% ../nbs/03_cli.ipynb #c0a65f8b
