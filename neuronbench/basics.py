@@ -7,6 +7,7 @@ __all__ = ['choose', 'UnknownChoice', 'content_key', 'cache_folder', 'replacing'
            'clean_text', 'clean_name', 'best_device', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
+import atexit
 import copyreg
 import difflib
 import dis
@@ -407,6 +408,7 @@ def _stand_in(place, reason):
     with _STANDING_IN:
         if place not in _STAND_INS:
             _STAND_INS[place] = tempfile.TemporaryDirectory(prefix="neuronbench-", ignore_cleanup_errors=True)
+            atexit.register(_STAND_INS[place].cleanup)
             warnings.warn(f"nothing can be written to the cache in {str(place)!r} ({reason}): what is computed is kept only until this process ends; "
                           "set NEURONBENCH_CACHE to a folder that can be written", stacklevel=4)
         return Path(_STAND_INS[place].name)
