@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 from neuronbench.describe.augmentation import augment
+from neuronbench.evaluate.ablation import ablated
 from neuronbench.probe.activations import LayerActivations
 from neuronbench.probe.exemplars import exemplars
 from neuronbench.probe.images import BadImage, ProbingSet
@@ -223,3 +224,16 @@ def test_what_a_file_says_of_itself_is_not_taken_for_ours(tmp_path):
     Image.new("RGB", (16, 12), (3, 2, 1)).save(tmp_path / "a.png", pnginfo=said)
     images = ProbingSet.from_folder(tmp_path)
     assert Seen(images, network(3))[0].getpixel((0, 0)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_units_of_a_network_of_other_channels_are_ablated(count):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(count, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    target, batch = Target(model, ["0"], to_tensor, device="cpu"), torch.stack([to_tensor(scene(number, count)) for number in range(5)])
+    with torch.no_grad():
+        hidden = model[0](batch)
+        hidden[:, [1, 3]] = 0
+        directly = model[1:](hidden)
+        with ablated(target, "0", [1, 3]):
+            assert torch.allclose(model(batch), directly, atol=1e-6)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..basics import choose
 from ..probe.exemplars import _batches
 from ..probe.hooks import Hook, first_tensor, one_at_a_time
+from ..probe.layout import example_image
 from ..probe.recording import _decoded, _good, first_readable
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
@@ -91,8 +92,10 @@ class _Watcher:
 
 
 def _blank(target):
-    """(C, H, W): a grey image, preprocessed."""
-    return target.preprocess(Image.new("RGB", (256, 256), "grey"))
+    """(C, H, W): a grey image, preprocessed; an array of as many channels as the network takes, where a picture does not become one."""
+    channels = example_image(target.model).shape[1]
+    image = target.preprocess(Image.new("RGB", (256, 256), "grey")) if channels in (1, 3) else ()
+    return image if len(image) == channels else target.preprocess(np.full((256, 256, channels), 128, np.uint8))
 
 
 def _place(target, layer, image=None):

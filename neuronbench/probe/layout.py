@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'POOLINGS', 'LayoutError', 'Layout', 'arranged', 'positions', 'pooled', 'maps', 'Sight', 'watched_pass',
-           'special_tokens', 'layouts_of', 'layers', 'floating_type']
+           'special_tokens', 'layouts_of', 'layers', 'example_image', 'floating_type']
 
 # %% ../../nbs/probe/14_layout.ipynb #e7734613
 import math
@@ -534,7 +534,7 @@ def layers(
     modules = named_layers(model)
     names = [name for name, _ in bare(model).named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
     model = bare(model)
-    image = _any_image(model, size)
+    image = example_image(model, size)
     with one_at_a_time, evaluating(model), torch.inference_mode():
         try:
             found = layouts_of(model, {name: modules[name] for name in names}, image, layout or {}, calls or {})
@@ -544,7 +544,10 @@ def layers(
     return pd.DataFrame([_row(name, modules[name], found[name]) for name in names], columns=["layer", "module", "layout", "units", "map", "pool", "note"])
 
 
-def _any_image(model, size):
+def example_image(
+    model: nn.Module,
+    size=None,  # (H, W)
+) -> torch.Tensor:
     """(1, C, H, W) values from -1 to 1 of the type, channels and size that a network takes, as far as it says so itself."""
     said = getattr(model, "default_cfg", None) or {}
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d) or type(module).__name__ in _FOLDS), None)
