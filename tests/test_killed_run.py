@@ -20,7 +20,11 @@ class Counting(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the kill came while it was being sent
+            self.close_connection = True
+            return
         with self.server.lock:
             self.server.bodies.append(body)
             if len(self.server.bodies) == self.server.kill_at:
