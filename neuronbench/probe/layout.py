@@ -498,7 +498,7 @@ def layouts_of(
     two, _ = watched_pass(model, modules, image.expand(2, -1, -1, -1).contiguous())
     ran = {layer: module for layer, module in modules.items() if two[layer].shapes}
     counts = {layer: len(two[layer].shapes) for layer in ran}
-    company = torch.cat([image, image, -_ramp(image)])
+    company = torch.cat([image, image, image / 2])
     three, _ = watched_pass(model, ran, company, counts) if ran else ({}, None)
     open_shapes = {layer: _undecided(module, two[layer].shapes[0]) for layer, module in ran.items()}
     other, size = _at_another_size(model, ran, image, counts, open_shapes), tuple(image.shape[2:])
