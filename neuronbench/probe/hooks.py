@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_at_a_time', 'Renamed', 'wrapped', 'bare', 'named_layers', 'layer_names', 'Finished', 'Hook', 'hooked',
-           'evaluating', 'first_tensor', 'never_runs']
+           'evaluating', 'first_tensor', 'modules_around', 'never_runs']
 
 # %% ../../nbs/probe/13_hooks.ipynb #1989d577
 import sys
@@ -147,6 +147,15 @@ def _refuse_several(output, layer):
     if count > 1:
         raise ValueError(f"layer {layer!r} gives a {type(output).__name__} of {count} tensors: choose a layer inside it that gives the one you mean")
 
+# %% ../../nbs/probe/13_hooks.ipynb #around02
+def modules_around(
+    model: nn.Module,  # the bare network
+    place: str,  # dotted name of one of its modules
+) -> list:
+    """[(module, the name of what lies inside it)] of the modules that hold the one at `place`, outermost first: the network itself, then its blocks."""
+    parts = place.split(".")
+    return [(model.get_submodule(".".join(parts[:depth])), ".".join(parts[depth:])) for depth in range(len(parts))]
+
 # %% ../../nbs/probe/13_hooks.ipynb #4f44ee9c
 def never_runs(
     model: nn.Module,  # the bare network
@@ -156,10 +165,8 @@ def never_runs(
     """What to say of a layer that no image reaches: which module around it, and which switch, keeps it from running."""
     weighted = any(True for _ in module.parameters(recurse=False))
     names = {id(each): name for name, each in model.named_modules()}
-    place = names.get(id(module), layer)
-    parts = place.split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) - 1, -1, -1)]
-    advice = next((said for each in around if (said := _switch(each, weighted))), "it may belong to training or to a branch that this network does not take")
+    around = reversed(modules_around(model, names.get(id(module), layer)))
+    advice = next((said for each, _ in around if (said := _switch(each, weighted))), "it may belong to training or to a branch that this network does not take")
     return ValueError(f"layer {layer!r} never runs when the network sees an image: {advice}")
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..basics import choose
-from .hooks import Finished, bare, evaluating, first_tensor, hooked, named_layers, never_runs, one_at_a_time
+from .hooks import Finished, bare, evaluating, first_tensor, hooked, modules_around, named_layers, never_runs, one_at_a_time
 
 # %% ../../nbs/probe/14_layout.ipynb #a2e7b94d
 KINDS = {
@@ -275,14 +275,11 @@ def _fits(grid, size):
     return abs(size[0] / grid[0] - size[1] / grid[1]) <= max(size[0] / grid[0] / grid[0], size[1] / grid[1] / grid[1], 1e-9)
 
 
-def _refuse_heads(model, layer, module, shape):
+def _refuse_heads(layer, module, around, shape):
     """Errors: LayoutError for an output by attention head, such as (B, heads, T, T) or (B, T, T, heads)."""
     if len(shape) != 4:
         return
-    names = {id(each): name for name, each in model.named_modules()}
-    parts = names[id(module)].split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
-    heads = {getattr(each, name) for each in around for name in ("num_heads", "num_attention_heads", "n_heads", "heads") if isinstance(getattr(each, name, None), int)}
+    heads = {getattr(each, name) for each, _ in around[1:] for name in ("num_heads", "num_attention_heads", "n_heads", "heads") if isinstance(getattr(each, name, None), int)}
     talking = shape[1] in heads - {1} and shape[2] == shape[3]  # a convolution over heads
     last = shape[3] in heads - {1} and shape[1] == shape[2]
     if last or (talking if isinstance(module, _FIRST) else heads & set(shape[1:3])):
@@ -390,12 +387,10 @@ def _refuse_company(layer, alone, other):
                           "normalises over the batch; switch that off, or choose a layer before it")
 
 
-def _reordered(model, module):
-    """Whether a module sees patches in another order than the image's, because of a module around it."""
-    names = {id(each): name for name, each in model.named_modules()}
-    parts = names[id(module)].split(".")
-    around = [(type(model.get_submodule(".".join(parts[:depth]))).__name__, ".".join(parts[depth:])) for depth in range(len(parts))]
-    return any(kind in _REORDERS_INSIDE and inside.startswith(_REORDERS_INSIDE[kind]) for kind, inside in around)
+def _reordered(around):
+    """Whether a module sees patches in another order than the image's, because of one of the modules around it."""
+    kinds = [(type(each).__name__, inside) for each, inside in around]
+    return any(kind in _REORDERS_INSIDE and inside.startswith(_REORDERS_INSIDE[kind]) for kind, inside in kinds)
 
 
 def _refuse_blocks(layer, shape, size, reordered):
@@ -405,16 +400,16 @@ def _refuse_blocks(layer, shape, size, reordered):
                           f"their patches; record the layer around it, or say layout={{{layer!r}: 'maps-last'}} if they are one")
 
 
-def _decide(model, layer, module, two, three, other, size, given, call):
-    """The Layout of one layer. Errors: LayoutError and ValueError, one sentence."""
+def _decide(layer, module, around, special, two, three, other, size, given, call):
+    """The Layout of one layer; `around` as `modules_around` and `special` as `special_tokens` give them. Errors: LayoutError and ValueError, one sentence."""
     call = _chosen_call(layer, len(two.shapes), call)
     shapes = [sight.shapes[call - 1] for sight in (two, three)]
     for shape in shapes:
         if isinstance(shape, Exception):
             raise LayoutError(str(shape))
-    batch, special = _batch_axis(layer, *shapes), special_tokens(model)
+    batch = _batch_axis(layer, *shapes)
     _refuse_company(layer, *(sight.firsts[call - 1][batch] for sight in (two, three)))
-    reordered = _reordered(model, module)
+    reordered = _reordered(around)
     context = two.grids[call - 1], two.unordered[call - 1] or reordered
     if given is not None:
         said = _given_layout(layer, given, shapes[0], batch, lambda said: _grid_of(said, layer, shapes[0], context, size, special))
@@ -426,7 +421,7 @@ def _decide(model, layer, module, two, three, other, size, given, call):
     elif batch == 1:
         found = _tokens_layout(layer, shape, context, size, special, True)
     else:
-        _refuse_heads(model, layer, module, shape)
+        _refuse_heads(layer, module, around, shape)
         axis = _unit_axis(layer, module, (shape, two.widths[call - 1], two.units_last[call - 1]), resized, size)
         if len(shape) == 4 and axis == 3:
             _refuse_blocks(layer, shape, size, reordered)
@@ -502,13 +497,14 @@ def layouts_of(
     three, _ = watched_pass(model, ran, company, counts) if ran else ({}, None)
     open_shapes = {layer: _undecided(module, two[layer].shapes[0]) for layer, module in ran.items()}
     other, size = _at_another_size(model, ran, image, counts, open_shapes), tuple(image.shape[2:])
-    found = {}
+    places, special, found = {id(each): name for name, each in model.named_modules()}, special_tokens(model), {}
     for layer, module in modules.items():
         if layer not in ran:
             found[layer] = never_runs(model, module, layer)
             continue
         try:
-            found[layer] = _decide(model, layer, module, two[layer], three[layer], other.get(layer), size, given.get(layer), calls.get(layer))
+            around = modules_around(model, places[id(module)])
+            found[layer] = _decide(layer, module, around, special, two[layer], three[layer], other.get(layer), size, given.get(layer), calls.get(layer))
         except LayoutError as error:
             found[layer] = error
     return found
