@@ -10,29 +10,14 @@ import neuronbench as nb
 from neuronbench.foundation.region_captioner import STOP, RegionCaptioner, Speaker, StageFeatures, word_list
 from neuronbench.probe.target import Target
 from neuronbench.workbench import METHODS
+from tiny_colours import COLOURS, ColourCLIP
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 REASONS = {"constant": 0, "dead": 1, "NaN": 2, "infinite": 3}  # the unit
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
-
-
-class ColourCLIP:
-    """A stand-in for CLIP that knows nothing but colours."""
-
-    fingerprint, device = "colours", "cpu"
-
-    def embed_images(self, images, indices=None, progress=True):
-        indices = range(len(images)) if indices is None else indices
-        vectors = np.stack([np.asarray(images[int(index)], np.float32).mean((0, 1)) for index in indices]) + 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def embed_texts(self, texts, progress=True):
-        vectors = np.array([[colour in text for colour in COLOURS] for text in texts], np.float32) + 1e-3
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Degenerate(torch.nn.Module):

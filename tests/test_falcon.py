@@ -15,8 +15,8 @@ import neuronbench as nb
 from neuronbench.describe import falcon
 from neuronbench.describe.falcon import FALCON, CaptionCorpus, best_captions, caption_words, counterfactual_images, salient_box, word_scores
 from neuronbench.probe.target import Target
+from tiny_colours import COLOURS, ColourCLIP, One
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CAPTIONS = [f"a photo of {size} {colour} {thing}" for colour in COLOURS for size in ("big", "tiny") for thing in ("houses", "dogs", "trees")]
 HOSTILE = '<script>alert("x")</script>'
 
@@ -24,25 +24,6 @@ HOSTILE = '<script>alert("x")</script>'
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "cache"))
-
-
-class ColourCLIP:
-    """A stand-in for CLIP that knows nothing but colours; texts it has embedded are counted."""
-
-    fingerprint, device = "colours", "cpu"
-
-    def __init__(self):
-        self.blocks = []
-
-    def embed_images(self, images, indices=None, progress=True):
-        indices = range(len(images)) if indices is None else indices
-        vectors = np.stack([np.asarray(images[int(index)], np.float32).mean((0, 1)) for index in indices]) + 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def embed_texts(self, texts, progress=True):
-        self.blocks.append(len(texts))
-        vectors = np.array([[colour in text for colour in COLOURS] for text in texts], np.float32) + 1e-3
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Mixed(torch.nn.Module):
@@ -277,17 +258,6 @@ def test_units_without_words_have_a_reason_and_the_run_goes_on(recording):
     assert same == {"layer": "maps", "unit": 2, "step": "exemplars", "reason": "the unit is 0.1 on every image, so that no image stands out"}
     assert broken["unit"] == 4 and broken["reason"] == "the unit is NaN or infinite on some images"
     assert FALCON(ColourCLIP(), CAPTIONS).trace(recording, "maps", 4).plot().axes
-
-
-class One(torch.nn.Module):
-    """A network whose only layer has a single unit: the red of an image."""
-
-    def __init__(self):
-        super().__init__()
-        self.maps = torch.nn.Identity()
-
-    def forward(self, batch):
-        return self.maps(batch[:, :1])
 
 
 @pytest.mark.parametrize("network, count, reason", [(One, 24, "only unit of its layer"), (Mixed, 1, "only one image")])

@@ -14,6 +14,7 @@ from neuronbench.describe.milan import MILAN, exemplar_examples, read_exemplars,
 from neuronbench.foundation.region_captioner import STOP, RegionCaptioner, Speaker, StageFeatures, train_by_network, word_list
 from neuronbench.probe.regions import exemplar_regions, region_features
 from neuronbench.probe.target import Target
+from tiny_colours import One
 
 HOSTILE = "<script>alert('x')</script> $\\frac$"
 
@@ -121,17 +122,6 @@ def test_a_unit_that_is_nowhere_above_its_threshold_says_so(recording, method):
     with pytest.warns(UserWarning, match="no description"):
         found = replace(method, exemplars=40, quantile=0.999999)(recording, recording.images, {"maps": [0]})
     assert "quantile on none of its exemplars" in found.attrs["failures"][0]["reason"]
-
-
-class One(torch.nn.Module):
-    """A network whose only layer has a single unit: the red of an image."""
-
-    def __init__(self):
-        super().__init__()
-        self.maps = torch.nn.Identity()
-
-    def forward(self, batch):
-        return self.maps(batch[:, :1])
 
 
 @pytest.mark.parametrize("network, count, reason", [(One, 40, "only unit of its layer"), (Units, 1, "only one image")])

@@ -11,6 +11,7 @@ import neuronbench as nb
 from neuronbench.describe.patch_vocabulary import patches
 from neuronbench.foundation.region_captioner import STOP, RegionCaptioner, Speaker, StageFeatures, word_list
 from neuronbench.probe.regions import exemplar_regions
+from tiny_colours import ColourCLIP
 
 COLOURS = ["red", "green", "blue"]
 SIZES = {"wide": (32, 48), "tall": (48, 32)}  # (H, W) in pixels
@@ -66,21 +67,6 @@ def recorded(request):
 def thresholded(maps, threshold, size):
     """Maps (N, h, w) above a threshold at (H, W)."""
     return F.interpolate(torch.tensor(maps, dtype=torch.float32)[:, None], size, mode="bilinear")[:, 0].numpy() > threshold
-
-
-class ColourCLIP:
-    """A stand-in for CLIP that knows nothing but colours."""
-
-    fingerprint, device = "colours", "cpu"
-
-    def embed_images(self, images, indices=None, progress=True):
-        indices = range(len(images)) if indices is None else indices
-        vectors = np.stack([np.asarray(images[int(index)], np.float32).mean((0, 1)) for index in indices]) + 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def embed_texts(self, texts, progress=True):
-        vectors = np.array([[colour in text for colour in COLOURS] for text in texts], np.float32) + 1e-3
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def annotations(recording, masks):
