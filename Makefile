@@ -22,7 +22,7 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python tests/bench/run.py
 
-# For developers: modules and README.md from the notebooks.
+# For developers: cleans the notebooks, and makes the modules and README.md from them.
 export: $(VENV)/installed
 	$(BIN)/python .ci/build.py export
 

@@ -1,6 +1,6 @@
 """The chores around nbdev: export, README.md, and the checks that CI makes on the notebooks.
 
-    python .ci/build.py export      modules and README.md from the notebooks
+    python .ci/build.py export      clean the notebooks, and make the modules and README.md from them
     python .ci/build.py check       fail when anything exported, cleaned or stored is not as the notebooks say
     python .ci/build.py chromium    make sure that the browser tests have a browser
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LARGEST_NOTEBOOK = 1_000_000  # bytes
+PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+")  # a bar as tqdm writes it
 
 
 def notebooks(root=ROOT):
@@ -38,7 +39,28 @@ def readme(root=ROOT):
     return "<!-- Made from nbs/index.ipynb by `make export`; edit that. -->\n\n" + text.strip() + "\n"
 
 
+def shows_progress(output):
+    texts = (output.get("text", ""), output.get("data", {}).get("text/plain", ""))
+    return any(PROGRESS.search("".join(text)) for text in texts)
+
+
+def clean(root):
+    """Take out what a run leaves in the notebooks of `root` and no reader wants: counts, the state of widgets, progress bars."""
+    subprocess.run([BIN / "nbdev_clean"], cwd=root, check=True)
+    for path in notebooks(root):
+        text = path.read_text()
+        content = json.loads(text)
+        content["metadata"].pop("widgets", None)  # it may weigh more than the notebook
+        for cell in content["cells"]:
+            if "outputs" in cell:
+                cell["outputs"] = [output for output in cell["outputs"] if not shows_progress(output)]
+        tidy = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # as nbdev_clean writes
+        if tidy != text:
+            path.write_text(tidy)
+
+
 def export():
+    clean(ROOT)
     subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
     (ROOT / "README.md").write_text(readme())
 
@@ -49,7 +71,7 @@ def rebuilt(folder):
     shutil.copy(ROOT / "settings.ini", folder)
     (folder / "neuronbench").mkdir()
     subprocess.run([BIN / "nbdev_export"], cwd=folder, check=True)
-    subprocess.run([BIN / "nbdev_clean"], cwd=folder, check=True)
+    clean(folder)
     return folder
 
 
@@ -66,10 +88,8 @@ def notebook_faults(path, fresh):
         yield f"{name}: {len(text.encode()) / 1e6:.1f} MB; keep stored outputs under 1 MB"
     if any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", ())):
         yield f"{name}: holds an error output"
-    if "widgets" in content["metadata"]:  # nbdev_clean leaves it, and it may weigh more than the notebook
-        yield f"{name}: holds the state of widgets; take metadata.widgets out"
     if (fresh / name).read_text() != text:
-        yield f"{name}: is not clean; run `nbdev_clean`"
+        yield f"{name}: is not clean; run `make export`"
 
 
 def check():

@@ -68,10 +68,37 @@ def test_metadata_of_a_run_is_found(copy):
     assert "is not clean" in build(copy, "check").stdout
 
 
-def test_the_state_of_widgets_is_found(copy):
-    edit(copy / "nbs" / "index.ipynb", lambda content: content["metadata"].update(widgets={}))
+def with_widget_state(content):
+    content["metadata"].update(widgets={})
+
+
+def with_a_printed_bar(content):
+    bar = {"output_type": "stream", "name": "stderr", "text": ["embed:  40%|████      | 32/80 [00:01<00:02, 21.0it/s]"]}
+    next(cell for cell in content["cells"] if cell["cell_type"] == "code")["outputs"] = [bar]
+
+
+def with_a_bar_as_widget(content):
+    bar = {"output_type": "display_data", "metadata": {}, "data": {"text/plain": "captions:   0%|          | 0/10 [00:00<?, ?it/s]"}}
+    next(cell for cell in content["cells"] if cell["cell_type"] == "code")["outputs"] = [bar]
+
+
+@pytest.mark.parametrize("leave", [with_widget_state, with_a_printed_bar, with_a_bar_as_widget])
+def test_what_a_run_leaves_is_found_and_export_takes_it_out(copy, leave):
+    before = (copy / "nbs" / "index.ipynb").read_text()
+    edit(copy / "nbs" / "index.ipynb", leave)
     done = build(copy, "check")
-    assert done.returncode == 1 and "holds the state of widgets" in done.stdout
+    assert done.returncode > 0 and "nbs/index.ipynb: is not clean" in done.stdout
+    assert build(copy, "export").returncode == 0 and build(copy, "check").returncode == 0
+    kept = json.loads((copy / "nbs" / "index.ipynb").read_text())
+    assert [cell["source"] for cell in kept["cells"]] == [cell["source"] for cell in json.loads(before)["cells"]] and "widgets" not in kept["metadata"]
+
+
+def test_outputs_with_percentages_stay(copy):
+    def add(content):
+        next(cell for cell in content["cells"] if cell["cell_type"] == "code")["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["right: 50% | 3/6"]}]
+
+    edit(copy / "nbs" / "index.ipynb", add)
+    assert build(copy, "export").returncode == 0 and "right: 50%" in (copy / "nbs" / "index.ipynb").read_text()
 
 
 def test_a_large_notebook_is_found(copy):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'evidence', 'choose_unit', 'pooling_of', 'clean_descriptions',
+           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'pooling_of', 'evidence', 'choose_unit', 'clean_descriptions',
            'best_descriptions', 'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted',
            'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram',
            'card']
@@ -51,6 +51,12 @@ class Evidence:
     nonfinite: int  # images whose activation is NaN or infinite; they are in no bin and never ranked
     pool: str | None  # the recorded pooling of the activations; None for a layer of vectors, which has nothing to pool
 
+# %% ../../nbs/widgets/01_grid.ipynb #grpool02
+def pooling_of(recording, layer, pool=None) -> str | None:
+    """The recorded pooling that `pool` means for a layer, None for a layer of vectors. Errors: those of `Recording.pool_of`."""
+    recorded = recording.pool_of(layer, pool)
+    return None if recording.layouts[layer].kind == "vectors" else recorded
+
 # %% ../../nbs/widgets/01_grid.ipynb #eebc1967
 def evidence(
     recording,  # Recording
@@ -78,12 +84,6 @@ def choose_unit(recording, layer, unit):
     if not 0 <= unit < count:
         raise IndexError(f"layer {layer!r} has units 0 to {count - 1}; {unit} was asked for")
     return int(unit)
-
-# %% ../../nbs/widgets/01_grid.ipynb #grpool02
-def pooling_of(recording, layer, pool=None) -> str | None:
-    """The recorded pooling that `pool` means for a layer, None for a layer of vectors. Errors: those of `Recording.pool_of`."""
-    recorded = recording.pool_of(layer, pool)
-    return None if recording.layouts[layer].kind == "vectors" else recorded
 
 # %% ../../nbs/widgets/01_grid.ipynb #a9091baa
 def clean_descriptions(
