@@ -34,7 +34,7 @@ from .foundation.consensus import Consensus
 from .foundation.painter import Painter
 from .evaluate.agreement import summary
 from .probe.layout import POOLINGS
-from .probe.recording import first_readable, record
+from .probe.recording import check_parts, first_readable, record
 from .widgets.browser import browse
 from .widgets.grid import card
 from .widgets.report import method_settings, write_report
@@ -153,6 +153,7 @@ class Workbench:
         truth=None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
         **models,  # clip, captioner, chat, painter; those that are missing are the ones in `MODELS`
     ):
+        check_parts(target, images)
         for name in models:
             choose(name, MODELS, "model")
         self.target, self.images, self.store, self.truth = target, images, store, truth
@@ -288,6 +289,9 @@ class Workbench:
         `pool`: the pooling that ranks the exemplars, recorded if it is not yet; each layer's default when None.
         `options`: `title`, `k` and `quantile` of `write_report`. Errors: those of `recorded`; ValueError if there is no description to report on.
         """
+        layers = [layers] if isinstance(layers, str) else layers
+        for layer in layers or ():
+            choose(layer, self.target.layers, "layer")
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [one for one in self.failures if layers is None or one["layer"] in layers]
         comparison = None if values is None else summary(values)

@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms
 
+from neuronbench.probe.images import ProbingSet
+from neuronbench.probe.layout import layers
+from neuronbench.probe.recording import record
 from neuronbench.probe.target import Target, load_checkpoint
 
 to_tensor = transforms.ToTensor()
@@ -480,3 +483,39 @@ def test_repr_shows_layouts_once_they_are_known(small):
     target = Target(small, ["conv", "fc"], to_tensor, device="cpu")
     target.activations(batch)
     assert repr(target) == "Target(Small, layers={'conv': maps (B, U, h, w), 10 x 8, 'fc': vectors (B, U)}, device='cpu')"
+
+
+@pytest.mark.parametrize("given, sentence", [
+    ({"0.weight": torch.zeros(1)}, "not weights: build the network, and load them into it"),
+    ("resnet50", "a torch.nn.Module, not a str"), (None, "not a NoneType"), (Small, "not a type")])
+@pytest.mark.parametrize("take", [lambda given: Target(given, ["conv"], to_tensor), layers], ids=["Target", "layers"])
+def test_what_is_no_network_is_refused(take, given, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        take(given)
+
+
+@pytest.mark.parametrize("preprocess", [None, "imagenet", 224])
+def test_what_is_no_preprocessing_is_refused(small, preprocess):
+    with pytest.raises(TypeError, match=r"expected a callable that makes a tensor \(C, H, W\)"):
+        Target(small, ["conv"], preprocess)
+
+
+class ScalesBytes(Small):
+    def forward(self, x):
+        return super().forward(x.float() / 255)
+
+
+def test_whole_numbers_are_refused_in_a_sentence_about_images(small):
+    pictures = ProbingSet.from_images([np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 200)])
+    with pytest.raises(ValueError, match=r"preprocess gives whole numbers \(torch.uint8\), which the network does not take"):
+        record(Target(small, ["conv"], transforms.PILToTensor(), device="cpu"), pictures, progress=False)
+
+
+def test_a_network_that_scales_bytes_itself_takes_them():
+    torch.manual_seed(0)
+    model = ScalesBytes().eval()
+    pictures = ProbingSet.from_images([np.full((8, 8, 3), level, np.uint8) for level in (0, 90, 200)])
+    given = record(Target(model, ["conv"], transforms.PILToTensor(), device="cpu"), pictures, progress=False)["conv"]
+    batch = torch.stack([transforms.PILToTensor()(pictures[number]) for number in range(3)])
+    with torch.no_grad():
+        assert np.allclose(given, model.conv(batch.float() / 255).mean((2, 3)), atol=1e-6)

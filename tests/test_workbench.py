@@ -161,3 +161,14 @@ def test_a_class_token_that_a_layer_lacks_costs_no_recording(bench, asked):
     with pytest.raises(ValueError, match="layer '0' .* has no class token: expected pool 'mean' or 'max'"):
         bench.describe("0", **asked)
     assert bench.target.model[0].seen < 20
+
+
+@pytest.mark.parametrize("take", [nb.record, nb.Workbench])
+def test_parts_of_another_kind_or_in_another_order_are_refused(take):
+    network = nn.Conv2d(3, 2, 1)
+    target = nb.Target(nn.Sequential(network), ["0"], ToTensor(), device="cpu")
+    images = nb.ProbingSet.from_images([Image.new("RGB", (8, 8))])
+    for wrong, sentence in (((target, "photos/"), "the images are a str: expected a ProbingSet"), ((target, [images[0]]), "the images are a list"),
+                            ((images, target), "the target is a ProbingSet: expected a Target"), ((network, images), "the target is a Conv2d")):
+        with pytest.raises(TypeError, match=sentence):
+            take(*wrong)

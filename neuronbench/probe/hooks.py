@@ -41,7 +41,10 @@ def wrapped(
 def bare(
     module: nn.Module,
 ) -> nn.Module:
-    """The module without any wrapper around it. Errors: TypeError for TorchScript, whose layers cannot be watched."""
+    """The module without any wrapper around it. Errors: TypeError for TorchScript, whose layers cannot be watched, and for what is no network."""
+    if not isinstance(module, nn.Module):
+        held = "weights: build the network, and load them into it with load_state_dict" if isinstance(module, dict) else f"a {type(module).__name__}"
+        raise TypeError(f"expected a network, a torch.nn.Module, not {held}")
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript network runs outside Python, where its layers cannot be watched: give the network that it was made from")
     while (inner := wrapped(module)) is not None:

@@ -527,13 +527,12 @@ def layers(
 
     Errors: KeyError for a name that the network does not have; ValueError for a network that does not take images of that size.
     """
-    modules = named_layers(model)
-    names = [name for name, _ in bare(model).named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
-    model = bare(model)
-    image = example_image(model, size)
-    with one_at_a_time, evaluating(model), torch.inference_mode():
+    network, modules = bare(model), named_layers(model)
+    names = [name for name, _ in network.named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
+    image = example_image(network, size)
+    with one_at_a_time, evaluating(network), torch.inference_mode():
         try:
-            found = layouts_of(model, {name: modules[name] for name in names}, image, layout or {}, calls or {})
+            found = layouts_of(network, {name: modules[name] for name in names}, image, layout or {}, calls or {})
         except Exception as error:  # each network refuses an image in its own words
             shape = " x ".join(map(str, image.shape[1:]))
             raise ValueError(f"the network does not take an image of {shape} ({type(error).__name__}: {error}); say size=(height, width)") from error

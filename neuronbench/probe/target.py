@@ -393,8 +393,11 @@ class _Libraries:
 _OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels instead")
 
 
-def _refuse_channels(batch, error):
-    """Errors: ValueError where a convolution refuses the channels of the images themselves."""
+def _refuse_images(batch, error):
+    """Errors: ValueError where a network refuses the channels of the images themselves, or whole numbers."""
+    if not batch.is_floating_point():
+        raise ValueError(f"preprocess gives whole numbers ({batch.dtype}), which the network does not take: {str(error).splitlines()[0]}; "
+                         "expected floating numbers, as of torchvision's ToTensor, or of ToDtype(torch.float32, scale=True)") from error
     said = _OTHER_CHANNELS.search(str(error))
     if said and int(said[2]) == batch.shape[1]:
         raise ValueError(f"preprocess gives images of {said[2]} channels, and the network takes {said[1]}: "
@@ -423,11 +426,13 @@ class Target(_Libraries):
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not layers:
             raise ValueError("no layers: expected at least one dotted name, e.g. 'layer4'")
-        self._names = layer_names(model)
+        if not callable(preprocess):
+            raise TypeError(f"preprocess is {preprocess!r}: expected a callable that makes a tensor (C, H, W) of an image, such as torchvision's transforms")
+        network, self._names = bare(model), layer_names(model)
         self.layers = tuple(dict.fromkeys(choose(layer, self._names, "layer") for layer in layers))
         self.layout, self.calls = ({self._plain(layer): value for layer, value in (said or {}).items()} for said in (layout, calls))
         self.device, self.autocast = torch.device(device or best_device()), autocast
-        self.model, self.preprocess = bare(model).to(self.device), preprocess
+        self.model, self.preprocess = network.to(self.device), preprocess
         self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
         self.layouts, self._memory = {}, torch.channels_last
 
@@ -478,7 +483,7 @@ class Target(_Libraries):
         try:
             return forward(batch.contiguous(memory_format=self._memory))
         except RuntimeError as error:
-            _refuse_channels(batch, error)
+            _refuse_images(batch, error)
             if "view size is not compatible" not in str(error) or self._memory is torch.contiguous_format:
                 raise
             self._memory = torch.contiguous_format
