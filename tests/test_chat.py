@@ -276,6 +276,15 @@ def test_thinking_has_a_budget_of_its_own_and_is_no_answer(folder, monkeypatch, 
     assert all(answer.cached for answer in chat.answers([ask("a"), ask("c")], progress=False))
 
 
+def test_an_answer_in_json_is_what_its_form_names(folder, monkeypatch):
+    chat = LocalChat(folder, device="cpu")
+    said = {"a": 'Sure: {"reasoning": "all are red", "label": "red boats"}', "b": '{"answer": "red boats"}', "c": "red boats"}
+    scripted(monkeypatch, chat, said.get)
+    answers = chat.answers([ask(name, form="label", max_tokens=200) for name in said], progress=False)
+    assert [answer.text for answer in answers] == ["red boats", "", "red boats"] and answers[1].error.startswith("the answer is JSON without one text named 'label'")
+    assert chat.answers([ask("b", max_tokens=200)], progress=False)[0].text == said["b"]
+
+
 def test_thinking_that_the_prompt_opens_is_seen(tmp_path, monkeypatch):
     chat = LocalChat(str(tiny_chat.llama(tmp_path / "model", template=tiny_chat.TEMPLATE.replace("assistant\n", "assistant\n<think>\n"))), device="cpu")
     limits = scripted(monkeypatch, chat, lambda _: "They all show boats at sea by night.</think>red boats")

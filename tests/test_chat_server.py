@@ -355,7 +355,12 @@ def test_a_refusal_that_is_none_is_not_remembered(proxy):
 FORMS = [("label", '{"label": "red boats"}', "red boats"), ("label", '```json\n{"label": "red boats"}\n```', "red boats"), ("label", "red boats", "red boats"),
          ("label", '<think>{"label": "x"}</think>{"label": "red boats"}', "red boats"), ("label", '{"answer": {"label": "red boats"}}', "red boats"),
          ("phrases", '{"phrases": ["a mast", "a \\"red\\" hull"]}', 'a mast\na "red" hull'), ("phrases", '{"phrases": ["a mast", "a sail", "a hu', "a mast\na sail"),
-         ("phrases", "a mast\na sail", "a mast\na sail"), ("label", "{red} boats", "{red} boats"), ("", '{"label": "red boats"}', '{"label": "red boats"}')]
+         ("phrases", "a mast\na sail", "a mast\na sail"), ("label", "{red} boats", "{red} boats"), ("", '{"label": "red boats"}', '{"label": "red boats"}'),
+         ("label", '{"reasoning": "All are red.", "label": "red boats"}', "red boats"), ("label", '{"label": "red boats", "explanation": "they are red", "sure": 0.9}', "red boats"),
+         ("label", 'Here is the JSON: {"label": "red boats"}', "red boats"), ("label", 'Sure!\n```json\n{"label": "red boats"}\n```\nThey are red.', "red boats"),
+         ("label", '{"label": "red boats", "why": "they are al', "red boats"), ("label", 'First {"label": "red boats"}, again {"label" : "red boats"}', "red boats"),
+         ("label", '{"reasoning": "a \\"label\\": short", "label": "red boats"}', "red boats"), ("phrases", 'I see:\n{"note": ["x"], "phrases": ["a mast", "a sail"]}', "a mast\na sail"),
+         ("phrases", '{"phrases": "a mast"}', "a mast"), ("phrases", '{"phrases": ["a mast",', "a mast")]
 
 
 @pytest.mark.parametrize("form, content, said", FORMS)
@@ -383,7 +388,7 @@ def test_a_server_without_forms_is_asked_without_and_that_is_remembered(proxy, s
     assert proxy.requests[-1]["max_tokens"] == 8 and "response_format" not in proxy.requests[-1]
 
 
-@pytest.mark.parametrize("content", ["", "   \n\n  ", '{"label": "a very lo', "{}", '{"label": ""}'])
+@pytest.mark.parametrize("content", ["", "   \n\n  ", '{"label": "a very lo', "{}", '{"label": ""}', '{"reasoning": "All are red."}', '{"label": 7}'])
 def test_a_form_that_silences_the_model_is_left_out(proxy, content):
     proxy.always = lambda exchange: completion(content if b"response_format" in exchange.body else "red boats")(exchange)
     chat = Chat("tiny", base_url=proxy.url)
@@ -392,6 +397,30 @@ def test_a_form_that_silences_the_model_is_left_out(proxy, content):
     assert chat.answers([ask("b", form="label")], progress=False)[0].text == "red boats" and len(proxy.requests) == 3
     proxy.always = completion("")
     assert Chat("other", base_url=proxy.url).answers([ask("c", form="label")], progress=False)[0].error.startswith("the answer is empty")
+
+
+MIXED = [("label", '{"reasoning": "All are red."}'), ("label", '{"answer": "red boats"}'), ("label", '{"label": 7}'), ("label", '{"label": null}'),
+         ("label", '{"label": ["red boats", "a sail"]}'), ("label", '{"label": {"text": "red boats"}}'), ("label", '{"label": "red boats"} or {"label": "sails"}'),
+         ("label", '{"type": "object", "properties": {"label": {"type": "string", "description": "red boats"}}}'), ("label", "{'label': 'red boats'}"),
+         ("label", "{label: red boats}"), ("label", r'"{\"label\": \"red boats\"}"'), ("label", 'Sure: {"reasoning": "red", "label": "red bo'), ("label", '["red boats"]'),
+         ("phrases", '{"phrases": [{"feature": "a mast", "why": "to sail"}]}'), ("phrases", '{"phrases": ["a mast", {"a": "sail"}, "a hu'), ("phrases", '{"features": ["a mast"]}'),
+         ("phrases", '{"phrases": ["a mast", 7]}'), ("phrases", '{"phrases":' * 50_000)]
+
+
+@pytest.mark.parametrize("form, content", MIXED, ids=range(len(MIXED)))
+@pytest.mark.filterwarnings("error")
+def test_json_without_what_the_form_asks_for_is_no_answer(proxy, form, content):
+    proxy.always = completion(content)
+    answer = Chat("tiny", base_url=proxy.url).answers([ask("a", form=form)], progress=False)[0]
+    assert answer.text == "" and answer.error.startswith(f"the answer is JSON without one text named '{form}': ") and len(answer.error) < 400
+    assert len(proxy.requests) == 2 and "response_format" not in proxy.requests[1]  # asked once more, free, and read for the form all the same
+    assert not Chat("tiny", base_url=proxy.url).answers([ask("a", form=form)], progress=False)[0].cached
+
+
+def test_the_choice_of_the_lowest_index_is_the_answer(proxy):
+    choices = [{"index": at, "message": {"content": text}, "finish_reason": "stop"} for at, text in ((1, "second"), (0, "first"))]
+    proxy.always = text(json.dumps({"choices": choices}))
+    assert one(proxy).text == "first"
 
 
 def test_the_steps_of_the_methods_ask_in_a_form():
@@ -408,22 +437,36 @@ def test_the_steps_of_the_methods_ask_in_a_form():
 # No credit
 
 
+def gemini_says(*quotas, more=""):
+    """Gemini's error for the quotas that are used up; where it names any, it says when to ask again, even for those of a day."""
+    said = {"code": 429, "message": f"You exceeded your current quota, please check your plan and billing details.{more}", "status": "RESOURCE_EXHAUSTED"}
+    return json.dumps([{"error": {**said, "details": [{"quotaId": name, "retryDelay": "7s"} for name in quotas]}}])
+
+
 @pytest.mark.parametrize("fault", [
     status(429, '{"error": {"message": "You exceeded your current quota.", "type": "insufficient_quota", "code": "insufficient_quota"}}'),
     status(429, '{"error": {"message": "You exceeded your current quota.", "type": "insufficient_quota"}}', Retry_After="1"),
     status(402, '{"error": {"message": "Insufficient Balance", "type": "unknown_error"}}'), status(402, "<html>pay</html>"),
     status(400, '{"error": {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}}'),
     status(400, '{"error": {"code": "billing_hard_limit_reached"}}'), status(403, '{"error": {"type": "insufficient_user_quota"}}'),
-], ids=range(7))
+    status(429, gemini_says()), status(429, gemini_says("GenerateRequestsPerMinutePerModel", "GenerateRequestsPerDayPerModel")),
+    status(429, gemini_says("InputTokensPerModelPerMinute", more=", limit: 0")),
+], ids=range(10))
 def test_without_credit_everything_stops_at_once_and_what_was_answered_is_kept(proxy, fault):
     proxy.faults, proxy.always = [completion("fine")] * 3, fault
     requests = [ask(str(number)) for number in range(20)]
-    with pytest.raises(ConnectionError, match=f"^no credit is left at {proxy.url}; what was answered is kept") as caught:
+    with pytest.raises(ConnectionError, match=f"^no credit or quota is left at {proxy.url}; what was answered is kept") as caught:
         Chat("tiny", base_url=proxy.url, concurrency=2).answers(requests, progress=False)
     assert 4 <= len(proxy.requests) <= 5 and "\n" not in str(caught.value) and len(str(caught.value)) < 400
     proxy.always = completion("later")
     answers = Chat("tiny", base_url=proxy.url).answers(requests, progress=False)
     assert sorted(answer.text for answer in answers) == ["fine"] * 3 + ["later"] * 17
+
+
+@pytest.mark.parametrize("says", [gemini_says("GenerateRequestsPerMinutePerModel"), '{"error": {"message": "Resource has been exhausted (e.g. check quota).", "status": "RESOURCE_EXHAUSTED"}}'])
+def test_a_quota_of_the_minute_is_waited_for(proxy, says):
+    proxy.faults = [status(429, says)]
+    assert one(proxy).text == "fine" and len(proxy.requests) == 2
 
 
 def test_what_is_in_flight_when_the_credit_ends_is_kept(proxy):

@@ -669,7 +669,7 @@ def test_the_worlds_own_models_name_a_colour_from_nothing():
     '## **Concept Label:**\n\n"Red boats"', "***Red boats***", "_red boats_", "> red boats", "red boats\n---", "The neuron responds to: red boats", "Unit 12 responds to: **red boats**.",
     "This neuron responds strongly to red boats.", "Sure! Here is the label:\n\nred boats", 'Sure, here is a concise label: "red boats".', "Here's one: red boats", "Label:\nred boats",
     "Final answer: red boats", 'The concise concept label is "red boats"', 'Title: "Label: red boats"', "Answer: red boats\n\nExplanation: they all show boats.",
-    "**Red boats**\n\nThis label captures what they share.", "<answer>red boats</answer>", "\\boxed{red boats}", "\x1b[31mred\u202e boats\x1b[0m",
+    "**Red boats**\n\nThis label captures what they share.", "Red boats\n\nBecause all are red.", "<answer>red boats</answer>", "\\boxed{red boats}", "\x1b[31mred\u202e boats\x1b[0m",
 ])
 def test_a_label_is_found_in_markdown_and_after_what_announces_it(said):
     assert cleaned(said) == "red boats" == cleaned(cleaned(said))

@@ -43,7 +43,7 @@ RUN = ["=1+1", "+1", "-1", "@SUM(A1)", "'=1", "''-1", "＝1", '=HYPERLINK("http:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | texts | st.sampled_from(["null", "nan", "NA", "a,b", "a;b", '"', "'", *RUN]),
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | texts | st.sampled_from(["null", "nan", "NaN", "None", "'nan", "<NA>", "NA", "a,b", "a;b", '"', "'", *RUN]),
                           st.none() | st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=8, unique=True))
 def test_file_and_back(tmp_path_factory, rows):
     units, words, scores = zip(*rows)
@@ -82,7 +82,13 @@ def test_writing_needs_the_columns(tmp_path):
     ("Neuron ID,label\n7,red things\n", {"layer": "fc"}, ("fc", 7, "red things", math.nan, "file")),
     ("unit,category,label,score,color-label,color-iou\n1,part,body,0.042,grey-c,0.01\n", {"layer": "layer4"}, ("layer4", 0, "body", 0.042, "file")),
     ("unit,category,label,score,object-label,object-iou\n2048,object,cat,0.1,cat,0.1\n", {"layer": "layer4"}, ("layer4", 2047, "cat", 0.1, "file")),
-    ("unit,category,label,score\n1,part,body,0.042\n", {"layer": "layer4"}, ("layer4", 1, "body", 0.042, "file")),
+    ("unit,category,label,score\n1,part,body,0.042\n", {"layer": "layer4", "first": 1}, ("layer4", 0, "body", 0.042, "file")),
+    ("unit,category,label,iou\n1,part,body,0.042\n", {"layer": "layer4", "first": 0}, ("layer4", 1, "body", 0.042, "file")),
+    ("unit,category,label,iou\n0.0,part,body,0.042\n", {"layer": "layer4"}, ("layer4", 0, "body", 0.042, "file")),
+    ("unit,category,label,score,part-iou\n0,part,body,0.042,0.1\n", {"layer": "layer4", "first": 0}, ("layer4", 0, "body", 0.042, "file")),
+    ("layer,unit,category,description\nconv1,1,part,body\n", {}, ("conv1", 1, "body", math.nan, "file")),
+    ("layer,unit,description,similarity\nconv1,1,red,1.234\n", {}, ("conv1", 1, "red", 1.234, "file")),
+    ("layer;unit;description;similarity\nconv1;1;red;0,234\n", {}, ("conv1", 1, "red", 0.234, "file")),
     ("\ufefflayer;unit;description;similarity\r\nconv1;7;rot, blau;0,25\r\n", {}, ("conv1", 7, "rot, blau", 0.25, "file")),
     ("Layer\tUnit\tDescription\nconv1\t7.0\tred; blue\n\n", {}, ("conv1", 7, "red; blue", math.nan, "file")),
     ('layer,unit,description\nconv1,7,"red\nand blue"\n,,\n', {}, ("conv1", 7, "red\nand blue", math.nan, "file")),
@@ -92,6 +98,19 @@ def test_published_forms(tmp_path, text, options, expected):
     [row] = nb.read_descriptions(tmp_path / "file.csv", **options).itertuples(index=False)
     assert tuple(row)[:3] == expected[:3] and row.method == expected[4]
     assert row.score == expected[3] or math.isnan(row.score) and math.isnan(expected[3])
+
+
+def test_a_decimal_comma_that_shows_decides_for_the_others(tmp_path):
+    (tmp_path / "file.csv").write_text("layer;unit;description;similarity\nconv1;0;red;0,5\nconv1;1;red;1,234\nconv1;2;red;-2,345\nconv1;3;red;3\nconv1;4;red;\n")
+    assert read_descriptions(tmp_path / "file.csv").score.tolist()[:4] == [0.5, 1.234, -2.345, 3]
+
+
+def test_what_pandas_writes_for_a_missing_description_is_missing(tmp_path):
+    said = ["nan", "NaN", "None", "<NA>", "", "NAN", "none", "null", "a nan", "'nan", "'None"]
+    (tmp_path / "file.csv").write_text("layer,unit,description,similarity\n" + "".join(f"conv1,{unit},{text},nan\n" for unit, text in enumerate(said)))
+    table = read_descriptions(tmp_path / "file.csv")
+    assert table.description.isna().tolist() == [True] * 5 + [False] * 6 and table.score.isna().all()
+    assert table.description.tolist()[5:] == ["NAN", "none", "null", "a nan", "nan", "None"]
 
 
 def test_unknown_columns_are_listed_beside_those_expected(tmp_path):
@@ -110,7 +129,16 @@ def test_unknown_columns_are_listed_beside_those_expected(tmp_path):
     ("layer,unit,description\nconv1,,red\n", {}, "line 2: ''"),
     ("layer,unit,description\nconv1,1e400,red\n", {}, "line 2: '1e400'"),
     ("layer,unit,description\n,1,red\n", {}, "line 2 names no layer"),
-    ("unit,category,label,score,part-iou\n0,part,body,0.04,0.04\n", {"layer": "a"}, r"'0' is no number of a unit \(its units count from 1\)"),
+    ("unit,category,label,score,part-iou\n0,part,body,0.04,0.04\n", {"layer": "a"}, r"'0' is no number of a unit \(its units count from 1; give first=0 if they count from 0\)"),
+    ("unit,category,label,score\n1,part,body,0.04\n", {"layer": "a"}, "columns category and label of Network Dissection, which counts units from 1, .*: give first=1 .* or first=0"),
+    ("unit,category,label,iou\n1,part,body,0.04\n", {"layer": "a"}, "give first=1"),
+    ("layer,unit,description\nconv1,1,red\n", {"first": 2}, "first is the number of a layer's first unit in the file, 0 or 1, not 2"),
+    ("layer;unit;description;similarity\nconv1;0;red;1,234\nconv1;1;red;2,000\n", {}, "line 2: '1,234' may have a decimal comma or a mark between thousands"),
+    ("layer;unit;description;similarity\nconv1;0;red;0.5\nconv1;1;red;1,234\n", {}, "line 3: '1,234' may have a decimal comma"),
+    ("layer;unit;description;similarity\nconv1;0;red;0,5\nconv1;1;red;1.234\n", {}, "line 3: '1.234' may have a decimal point or a mark between thousands"),
+    ("layer;unit;description;similarity\nconv1;0;red;1.234,5\n", {}, "line 2: '1.234,5' is no similarity"),
+    ("layer,unit,description,similarity\nconv1,1,red,inf\n", {}, "line 2: 'inf' is no similarity"), ("layer,unit,description,similarity\nconv1,1,red,1_0\n", {}, "line 2: '1_0'"),
+    ("layer,unit,description\nnan,1,red\n", {}, "line 2 names no layer"),
     ("layer,unit,description\nconv1,1,red, or blue\n", {}, "line 2 has 4 fields, its header has 3"),
     ("layer,unit,description\nconv1,1\n", {}, "line 2 has 2 fields"),
     ('layer,unit,description\nconv1,1,"red\n', {}, "line 2: unexpected end of data"),

@@ -45,7 +45,7 @@ _ANNOUNCED = (rf"(?:here(?:['’]s|\s+is|\s+are)|sure|certainly|of course|okay|b
 _LEAD = re.compile(rf"(?:(?:{_NAMED}|{_ANNOUNCED})\s*(?::(?!\S)|：)|{_NAMED}\s+[-–—](?=\s)|(?:the|this)\s+(?:neuron|unit)\s+(?:\w+\s+)?(?:responds|reacts|fires|activates)\s+(?:\w+\s+)?(?:to|for|on)\b(?!\s*:)"
                    rf"|(?:{_ADJECTIVE}\s+)+(?:label|answer)\s+(?:is|would be)\b(?!\s*:))\s*")
 _WRAPPED = re.compile(rf"^(<{_NAME}>|\\boxed\{{)(.*?)(?:</{_NAME}>|\}})$")
-_REASON = re.compile(r"(?:explanation|reason|reasoning|rationale|justification|note)s?\s*:|(?:this|the|these)\s+(?:label|phrase|descriptions?|captions?|images?)\s")
+_REASON = re.compile(r"(?:explanation|reason|reasoning|rationale|justification|note)s?\s*:|because\s|(?:this|the|these)\s+(?:label|phrase|descriptions?|captions?|images?)\s")
 
 
 def cleaned(

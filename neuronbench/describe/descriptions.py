@@ -200,7 +200,8 @@ def _sound_arrays(path):
         return dict(arrays)
 
 # %% ../../nbs/describe/01_descriptions.ipynb #edd6619f
-_RUN = r"'*[=+\-@\t\r\n＝＋－＠]"  # how a text begins that a spreadsheet runs, or one that was guarded from it
+_MISSING = ("nan", "NaN", "None", "<NA>")  # what pandas writes for a missing text
+_RUN = rf"'*(?:[=+\-@\t\r\n＝＋－＠]|(?:{'|'.join(_MISSING)})\Z)"  # a text that a spreadsheet runs, one that would be read as missing, or one that was guarded from it
 
 
 def _guarded(text):
@@ -214,7 +215,7 @@ def _unguarded(text):
 def guarded(
     table: pd.DataFrame,  # of texts, numbers, what is missing
 ) -> pd.DataFrame:
-    """The table for a CSV file: a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    """The table for a CSV file: a text that a spreadsheet would run as a formula, or that says nan, begins with an apostrophe."""
     return table.map(_guarded)
 
 
@@ -231,7 +232,7 @@ def write_descriptions(
 ):
     """Write a CSV file with the columns layer, unit, description, similarity; a missing description is an empty field.
 
-    A text that a spreadsheet would run as a formula begins with an apostrophe; `read_descriptions` takes it off.
+    A text that a spreadsheet would run as a formula, and the texts nan, NaN, None and <NA>, begin with an apostrophe; `read_descriptions` takes it off.
     Errors: ValueError naming columns that are missing.
     """
     missing = [name for name in COLUMNS[:4] if name not in descriptions]
@@ -246,7 +247,7 @@ _KNOWN_AS = {
     "layer": ["layer"],
     "unit": ["unit", "neuron id"],
     "description": ["description", "label", "label 1", "summary"],
-    "score": ["similarity", "score"],
+    "score": ["similarity", "score", "iou"],
 }
 
 
@@ -254,13 +255,18 @@ def read_descriptions(
     path,  # a CSV file of this package or as published by CLIP-Dissect, MILAN, Network Dissection, Describe-and-Dissect
     method: str | None = None,  # the method's name; the file's name without its suffix if None
     layer: str | None = None,  # the layer, for a file without a column that says so
+    first: int | None = None,  # the number that the file gives to a layer's first unit, 0 or 1; as its columns say if None
 ) -> pd.DataFrame:
     """The descriptions in a CSV file: a DataFrame with the columns layer, unit, description, score, method.
 
     A unit may have several rows (MILANNOTATIONS has three); a row with a score that stands twice is dropped, with a warning. Units count from 0;
     in the files of Network Dissection, known by the columns `category` and `*-iou`, they count from 1 and become ours. Fields may be separated
-    by commas, semicolons or tabs. Errors: ValueError listing columns found and expected, or naming the line that does not fit.
+    by commas, semicolons or tabs. A field that says nan, NaN, None or <NA> is missing, as an empty one is. Errors: ValueError listing columns
+    found and expected, or naming the line that does not fit; for the columns `category` and `label` without `*-iou`, a unit 0 or `first`; for a
+    number such as 1,234 that may be a thousand.
     """
+    if first not in (None, 0, 1):
+        raise ValueError(f"first is the number of a layer's first unit in the file, 0 or 1, not {first!r}")
     path = Path(path)
     header, rows = _rows(path)
     names = {ours: next((known for known in _KNOWN_AS[ours] if known in header), None) for ours in _KNOWN_AS}
@@ -270,9 +276,25 @@ def read_descriptions(
     if lacking:
         raise ValueError(f"{path.name} has the columns {', '.join(header.values())[:200]}; expected layer, unit, description and, if known, "
                          f"similarity; not found: {', '.join(lacking)}" + ("; give layer=..." if lacking == ["layer"] else ""))
-    columns = {ours: rows[known].map(lambda text: clean_text(_unguarded(text)).strip()) for ours, known in names.items() if known}
-    first = 1 if "category" in header and any(name.endswith("-iou") for name in header) else 0
+    columns = {ours: rows[known].map(_field) for ours, known in names.items() if known}
+    first = _first(header, names, columns["unit"], path.name) if first is None else first
     return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or clean_name(path.stem), path.name, first)
+
+
+def _field(text):
+    return "" if text in _MISSING else clean_text(_unguarded(text)).strip()
+
+
+def _first(header, names, units, file):
+    """The number of a layer's first unit, as far as a file says it. Errors: ValueError for one that may be of Network Dissection or not."""
+    if "category" not in header or names["description"] != "label":
+        return 0
+    if any(name.endswith("-iou") for name in header):
+        return 1
+    if units.str.fullmatch(r"0+(\.0*)?").any():
+        return 0
+    raise ValueError(f"{file} has the columns category and label of Network Dissection, which counts units from 1, but none of its ...-iou: "
+                     "give first=1 if its units count from 1, or first=0 if they count from 0")
 
 # %% ../../nbs/describe/01_descriptions.ipynb #csvcells
 def _rows(path):
@@ -304,11 +326,11 @@ def _as_descriptions(columns, method, file, first):
             raise ValueError(f"{file}, line {number} names no layer")
     units = columns["unit"].map(lambda text: int(float(text)) - first if re.fullmatch(r"[0-9]{1,15}(\.0*)?", text) else -1)
     for number in units.index[units < 0][:1]:
-        counted = " (its units count from 1)" if first else ""
+        counted = " (its units count from 1; give first=0 if they count from 0)" if first else ""
         raise ValueError(f"{file}, line {number}: {columns['unit'][number]!r} is no number of a unit{counted}: expected a whole number of at least {first}")
     text = columns["description"]
     frame = pd.DataFrame({"layer": columns["layer"], "unit": units.astype(np.int64), "description": text.where(text != ""), "method": method})
-    frame["score"] = [_score(number, text, file) for number, text in columns["score"].items()] if "score" in columns else math.nan
+    frame["score"] = _scores(columns["score"], file) if "score" in columns else math.nan
     frame = frame[COLUMNS].astype({"layer": "str", "description": "str", "method": "str", "score": np.float64})
     again = frame.duplicated() & frame.score.notna()
     if again.any():
@@ -316,9 +338,19 @@ def _as_descriptions(columns, method, file, first):
     return frame[~again].reset_index(drop=True)
 
 
+def _scores(texts, file):
+    """The numbers, with a decimal point, or with a comma as some spreadsheets write it; NaN for none. Errors: ValueError for what may be a thousand."""
+    marks, thousand = texts.str.extract("([.,])")[0], texts.str.fullmatch(r"[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}")
+    decimal = set(marks[~thousand].dropna()) if (marks == ",").any() else {"."}  # the marks that stand where none between thousands can
+    for number in [number for number in texts.index[thousand] if {marks[number]} != decimal][:1]:
+        raise ValueError(f"{file}, line {number}: {texts[number]!r} may have a decimal {'comma' if marks[number] == ',' else 'point'} or a mark between thousands: "
+                         "write all numbers with a decimal point, and nothing between thousands")
+    return [_score(number, text, file) for number, text in texts.items()]
+
+
 def _score(number, text, file):
-    """A number with a decimal point, or with a comma as some spreadsheets write it."""
-    try:
-        return float(text.replace(",", ".") or "nan")
-    except ValueError as error:
-        raise ValueError(f"{file}, line {number}: {text!r} is no similarity: expected a number") from error
+    pointed = text.replace(",", ".")
+    score = float(pointed or "nan") if re.fullmatch(r"([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?)?", pointed, re.I) else math.inf
+    if math.isinf(score):
+        raise ValueError(f"{file}, line {number}: {text!r} is no similarity: expected a number")
+    return score

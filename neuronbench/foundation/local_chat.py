@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from ..basics import best_device, clean_text, content_key
-from .chat import Answer, ChatModel, first_turn, opens_thinking, without_system, without_thinking
+from .chat import Answer, ChatModel, first_turn, opens_thinking, out_of_form, without_system, without_thinking
 from .hub import dtype_of, loading, whole
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #a048de75
@@ -135,14 +135,14 @@ def _ended(tokens, ends):
     return tokens[: next((at + 1 for at, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def _read(tokenizer, prompt, said, most):
-    """(text, whether the model thought before) of an answer, the token ids `said` after `prompt`; without thinking it has at most `most` tokens."""
+def _read(tokenizer, prompt, said, request):
+    """(text, why there is none if its form is wrong, whether the model thought before) of an answer, the token ids `said` after `prompt`."""
     marks = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)}
     written = ("<think>" if opens_thinking(tokenizer.decode(prompt[-16:])) else "") + tokenizer.decode(said)
     answered = without_thinking(written)
     thought = answered != written.strip()
-    text = first_turn(answered if thought else tokenizer.decode(said[:most]), marks)
-    return clean_text(text[: 16 * most]).strip(), thought
+    text, why = out_of_form(first_turn(answered if thought else tokenizer.decode(said[: request.max_tokens]), marks), request.form)
+    return clean_text(text[: 16 * request.max_tokens]).strip(), why, thought
 
 # %% ../../nbs/foundation/06_local_chat.ipynb #41fd9910
 def _prompts(tokenizer, requests, limit):
@@ -227,12 +227,12 @@ class LocalChat(ChatModel):
         said = _say(self.model, [prompt for prompt, _ in batch.values()], longer, self._shares)
         answers, cut_off = {}, {}
         for (key, (prompt, request)), asked, tokens in zip(batch.items(), longer, said, strict=True):
-            text, thought = _read(self.tokenizer, prompt, tokens, request.max_tokens)
+            text, why, thought = _read(self.tokenizer, prompt, tokens, request)
             self._thinks = self._thinks or thought
             if thought and len(tokens) == asked.max_tokens and self.thinking > budget:
                 cut_off[key] = prompt, request
                 continue
-            empty = f"the answer is {'nothing but thinking' if thought else 'empty'}, after {len(tokens)} tokens"
+            empty = why or f"the answer is {'nothing but thinking' if thought else 'empty'}, after {len(tokens)} tokens"
             answers[key] = Answer(text, "" if text else empty, self.name, len(prompt), len(tokens))
         keep({key: answer for key, answer in answers.items() if answer.text})
         keep({key: answer for key, answer in answers.items() if not answer.text}, lasting=False)
