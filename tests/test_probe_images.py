@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
-from torchvision.datasets import MNIST, FakeData, ImageFolder
+from torchvision.datasets import MNIST, FakeData, ImageFolder, OxfordIIITPet
 
 from neuronbench.probe.images import BadImage, ProbingSet, as_rgb, to_image
 
@@ -534,11 +534,72 @@ def test_a_datasets_own_labels_are_one_for_each_row():
         labels = ["cat", "dog"]  # the names of classes, not the labels of the three rows
 
     assert ProbingSet.from_dataset(Known([(picture(), 1)] * 3)).labels.tolist() == [1, 1, 1]
-    images = ProbingSet.from_dataset(Known([(picture(), 1)] * 2))
-    assert images.labels.tolist() == [0, 1] and images.classes == ["cat", "dog"]
+    for rows in ([1, 1], [1, 0]):  # as many rows as names, by chance
+        with pytest.warns(UserWarning, match="the Known gives other labels in its rows than it keeps"):
+            images = ProbingSet.from_dataset(Known([(picture(), label) for label in rows]))
+        assert images.labels.tolist() == rows and images.classes is None
+    Known.labels = ["dog", "cat", "dog"]
+    images = ProbingSet.from_dataset(Known([(picture(), label) for label in (0, 1, 0)]))
+    assert images.labels.tolist() == [1, 0, 1] and images.classes == ["cat", "dog"], "a word for each number"
     Known.ids = ["a"]
     with pytest.raises(ValueError, match="2 rows and 1 ids"):
         ProbingSet.from_dataset(Known([(picture(), 1)] * 2))
+
+
+def test_labels_that_a_transform_changes_are_those_of_the_rows(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / name)
+    for given in (ImageFolder(tmp_path, target_transform=lambda label: 1 - label), Subset(ImageFolder(tmp_path, target_transform=lambda label: 1 - label), [0, 1, 2])):
+        with pytest.warns(UserWarning, match="the ImageFolder gives other labels in its rows than it keeps"):
+            images = ProbingSet.from_dataset(given)
+        assert images.labels.tolist() == [1, 1, 0] and images.classes is None
+    pets = OxfordIIITPet.__new__(OxfordIIITPet)
+    pets.__dict__.update(_images=[tmp_path / "a/1.png"] * 3, _labels=[0, 0, 1], _target_types=["category"], classes=["a", "b"], transforms=None)
+    assert ProbingSet.from_dataset(pets).classes == ["a", "b"]
+    pets.transforms = lambda image, label: (image, 1 - label)
+    with pytest.warns(UserWarning, match="or may do so by a transform"):
+        images = ProbingSet.from_dataset(pets)
+    assert images.labels.tolist() == [1, 1, 0] and images.classes is None
+    same = ProbingSet.from_dataset(ImageFolder(tmp_path, target_transform=torch.tensor))
+    assert same.labels.tolist() == [0, 0, 1] and same.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("set_in_place", [False, True])
+def test_labels_that_a_hugging_face_transform_changes(set_in_place):
+    def turned(batch):
+        return {"image": batch["image"], "species": [1 - label for label in batch["species"]]}
+
+    rows = rows_of({"image": [picture()] * 3, "species": [0, 0, 1]}, image="image", species="class")
+    if set_in_place:
+        rows.set_transform(turned)
+    else:
+        rows = rows.with_transform(turned)
+    with pytest.warns(UserWarning, match="the Dataset gives other labels in its rows than it keeps"):
+        images = ProbingSet.from_dataset(rows)
+    assert images.labels.tolist() == [1, 1, 0] and images.classes is None
+    images = ProbingSet.from_dataset(rows.with_transform(lambda batch: batch))
+    assert images.labels.tolist() == [0, 0, 1] and images.classes == ["cat", "dog"]
+
+
+def test_of_many_rows_the_first_and_the_last_of_each_label_are_looked_at():
+    class Kept:
+        targets, classes, looked = [number // 500 for number in range(1000)], ["cat", "dog"], ()
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            Kept.looked += (index,)
+            if index == 0:
+                raise OSError("gone")
+            return picture(), 0 if index == 999 and self.last else index // 500
+
+    Kept.last = False
+    assert ProbingSet.from_dataset(Kept()).classes == ["cat", "dog"] and Kept.looked == (0, 499, 500, 999)
+    Kept.last = True
+    with pytest.warns(UserWarning, match="other labels"):
+        assert ProbingSet.from_dataset(Kept()).classes is None
 
 
 # what a dataset's rows depend on

@@ -38,7 +38,9 @@ class BadImage(Exception):
 
 # %% ../../nbs/probe/01_images.ipynb #681ecf2d
 _FULL_SCALE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1.0}
-_NARROW = "neuronbench", "range seen"  # in the info of a picture, no key of a file: (lowest, highest) of 16-bit pixels that leave the upper half of their range empty
+_COLOURS = "RGB", "RGBA", "LA", "CMYK"  # the modes in which Pillow keeps the upper 8 bits of what a file holds
+_NARROW = "neuronbench", "range seen"  # in the info of a picture, no key of a file: (lowest, highest, "dark" or "bright") of 16-bit pixels that leave the upper half of their range empty
+_UNSCALED = "neuronbench", "not scaled"  # the same of a picture to which value_range was not applied: the format of its file
 
 
 def as_rgb(
@@ -47,27 +49,69 @@ def as_rgb(
 ) -> Image.Image:
     """`image` as 8-bit RGB, turned as its EXIF orientation says, transparency laid on white, 16-bit pixels scaled.
 
-    Errors: ValueError for pixels without a known range (32-bit integers, floats outside 0..1).
+    A TIFF file that says that zero is white is shown so, with `value_range` turned round. Errors: ValueError for pixels without a known range (32-bit
+    integers, floats outside 0..1), for pixels that Pillow reads wrongly, and for `value_range` where Pillow has scaled the pixels itself.
     """
+    if value_range is not None and image.format in ("PPM", "JPEG2000") and image.mode in ("I", "I;16"):
+        raise ValueError(f"Pillow scales the grey levels of a {image.format} file itself, so value_range cannot be applied to it: read it by ProbingSet.from_folder, or save it as PNG")
+    picture = _rgb(image, value_range)
+    if value_range is not None and image.format in ("PNG", "TIFF", "PPM", "JPEG2000", "AVIF") and image.mode in _COLOURS and max(_tag(image, "BitsPerSample", (16,))) > 8:
+        picture.info[_UNSCALED] = image.format
+    return picture
+
+
+def _rgb(image, value_range):
+    """`as_rgb` of pixels that `value_range`, if there is one, is meant for."""
+    _refuse_misread(image)
+    negative = _white_is_zero(image)
     image = ImageOps.exif_transpose(image)
     if image.mode in _FULL_SCALE:
-        return _grey_levels(np.asarray(image), _FULL_SCALE[image.mode], value_range).convert("RGB")
+        pixels = np.asarray(image)
+        picture = _grey_levels(pixels, _FULL_SCALE[image.mode], value_range, negative)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            picture.paste(255, mask=Image.fromarray(pixels == transparent))
+        return picture.convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey_levels(pixels, full, value_range):
+def _grey_levels(pixels, full, value_range, negative=False):
     """`pixels` (H, W) or (H, W, C) from 0..full, or from `value_range`, as an 8-bit image."""
     low, high = value_range or (0, full)
     seen = pixels.min(), pixels.max()
     if not np.isfinite(seen).all() or (value_range is None and (seen[0] < 0 or seen[1] > full)):
         raise ValueError(f"pixels from {seen[0]} to {seen[1]} lie outside 0..{full}: give images before any normalisation, or value_range=(black, white)")
-    image = Image.fromarray(np.rint(((pixels.astype("float64") - low) / (high - low)).clip(0, 1) * 255).astype("uint8"))
+    levels = ((pixels.astype("float64") - low) / (high - low)).clip(0, 1)
+    image = Image.fromarray(np.rint((1 - levels if negative else levels) * 255).astype("uint8"))
     if value_range is None and full == 65535 and 0 < seen[1] < 32768:
-        image.info[_NARROW] = seen
+        image.info[_NARROW] = int(seen[0]), int(seen[1]), "bright" if negative else "dark"
     return image
+
+
+# %% ../../nbs/probe/01_images.ipynb #tiffsays
+def _tag(image, name, default=None):
+    """What a TIFF file says under the name of a tag."""
+    return getattr(image, "tag_v2", {}).get(ExifTags.Base[name], default)
+
+
+def _white_is_zero(image):
+    """Whether the grey levels of a picture are those of a negative, which Pillow puts right for 8 bits only."""
+    return image.mode in _FULL_SCALE and _tag(image, "PhotometricInterpretation") == 0
+
+
+def _refuse_misread(image):
+    """Errors: ValueError for what Pillow makes another picture of."""
+    bits = _tag(image, "BitsPerSample", ())
+    if len(bits) > 1 and max(bits) > 8 and _tag(image, "PlanarConfiguration") == 2 and _tag(image, "Compression", 1) == 1:
+        raise ValueError("its colours of 16 bits are stored one after the other, which Pillow reads wrongly: save it with its colours together, or as PNG")
+    if isinstance(transparent := image.info.get("transparency"), tuple) and max(transparent) > 255:
+        raise ValueError(_CLEAR_COLOUR)
+
+
+_CLEAR_COLOUR = "one of its colours of 16 bits is transparent, and of each Pillow gives the upper 8 bits: save it with an alpha channel"
+
 
 # %% ../../nbs/probe/01_images.ipynb #00c56247
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
@@ -86,32 +130,9 @@ def read_image(
             raise ValueError("empty file (0 bytes)")
         with Image.open(path, formats=_FORMATS) as image:
             _refuse_bomb(image)
-            return _wide_colours(path, image, value_range) if _is_wide(image) else as_rgb(image, value_range)
+            return _rgb_of_file(path, image, value_range)
     except Exception as error:  # decoders raise anything at all on malformed bytes
         raise BadImage(id or str(path), _reason(error)) from error
-
-
-def _is_wide(image):
-    """Whether the file has colours of 16 bits, of which Pillow gives the upper eight."""
-    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in image.tile)
-
-
-def _wide_colours(path, image, value_range):
-    """The picture of a file with colours of 16 bits, as `as_rgb` makes it of grey ones."""
-    if value_range is None:
-        picture = as_rgb(image)
-        low, high = np.asarray(picture).min(), np.asarray(picture).max()
-        if 0 < high < 128:
-            picture.info[_NARROW] = (256 * int(low), 256 * int(high) + 255)
-        return picture
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("its colours of 16 bits cannot be read, so value_range cannot be applied: save it as PNG")
-    colours = _grey_levels(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB), 65535, value_range)
-    if pixels.shape[-1] == 4:
-        colours.putalpha(Image.fromarray((pixels[..., 3] >> 8).astype("uint8")))
-    colours.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return as_rgb(colours)
 
 
 def _refuse_odd(path):
@@ -137,6 +158,70 @@ def _reason(error):
     if "truncated" in str(error):
         return "truncated: the file ends before the image does"
     return str(error) or type(error).__name__
+
+# %% ../../nbs/probe/01_images.ipynb #wideread
+def _rgb_of_file(path, image, value_range):
+    """`as_rgb` of an opened file, `value_range` in the numbers that stand in it."""
+    white = _white(path, image)
+    if white is None:
+        return _rgb(image, value_range)
+    if image.mode in _FULL_SCALE:
+        return _rgb(image, value_range if white == 65535 else tuple(65535 / white * end for end in value_range or (0, white)))
+    if "transparency" in image.info:
+        raise ValueError(_CLEAR_COLOUR)
+    return _colours_as_stored(path, image, white, value_range) if value_range else _upper_bits(image, white)
+
+
+def _white(path, image):
+    """The number that a file with pixels of more than 8 bits calls white; None for other files."""
+    if image.format in ("JPEG2000", "AVIF"):
+        bits = (_jpeg2000_bits if image.format == "JPEG2000" else _avif_bits)(Path(path).read_bytes())
+        return 2**bits - 1 if bits > 8 else None
+    if image.format == "PPM" and image.tile[0].codec_name != "raw" and image.mode != "1":
+        return image.tile[0].args[1] if image.tile[0].args[1] > 255 else None
+    return 65535 if any(";16" in str(tile.args) for tile in image.tile) else None
+
+
+def _jpeg2000_bits(content):
+    start = content.index(b"\xff\x4f\xff\x51") + 40  # the codestream begins with the sizes of the image; here the number of its components
+    sizes = content[start + 2 : start + 2 + 3 * int.from_bytes(content[start : start + 2]) : 3]
+    if sizes[0] & 128:
+        raise ValueError("its pixels are signed numbers, and what is black among them is not said: save it as PNG")
+    return max(size & 127 for size in sizes) + 1
+
+
+def _avif_bits(content):
+    flags = content[content.index(b"av1C") + 6]  # of the decoder's configuration: more than 8 bits, and 12
+    return 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
+
+
+def _upper_bits(image, white):
+    """The picture of a file with wide colours, as Pillow gives it."""
+    levels = np.asarray(image)[..., : {"RGBA": 3, "LA": 1}.get(image.mode)]
+    picture = _rgb(image, None)
+    if white == 65535 and 0 < levels.max() < 128:
+        picture.info[_NARROW] = 256 * int(levels.min()), 256 * int(levels.max()) + 255, "bright" if image.mode == "CMYK" else "dark"
+    return picture
+
+
+def _colours_as_stored(path, image, white, value_range):
+    """The picture of a file with wide colours, of which OpenCV gives all bits. Errors: ValueError unless Pillow sees the same in the upper 8."""
+    upper = np.asarray(image.convert("RGB"))
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[:2] != upper.shape[:2]:
+        raise ValueError(_UNREAD)
+    stored = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
+    if np.abs(stored * (255 / white) - upper).max() > 1:
+        raise ValueError(_UNREAD)
+    colours = _grey_levels(stored, white, value_range)
+    if image.mode in ("RGBA", "LA"):
+        colours.putalpha(image.getchannel("A"))
+    colours.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return _rgb(colours, None)
+
+
+_UNREAD = "its colours of more than 8 bits cannot be read with certainty, so value_range cannot be applied: save it as PNG"
+
 
 # %% ../../nbs/probe/01_images.ipynb #2272b603
 def to_image(
@@ -350,6 +435,9 @@ def _refuse_one_image(images):
         raise TypeError(f"one {type(images).__name__} of size {shape} was given: expected several images, e.g. a list of them")
 
 # %% ../../nbs/probe/01_images.ipynb #0711b164
+_LABEL_COLUMNS = "label", "labels", "target", "targets"
+
+
 def _dataset_labels(dataset):
     """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; or None."""
     if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
@@ -357,13 +445,25 @@ def _dataset_labels(dataset):
         return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
     if isinstance(getattr(dataset, "features", None), dict):
         return _hugging_face_labels(dataset)
-    classes, known = getattr(dataset, "classes", None), getattr(dataset, "labels", getattr(dataset, "targets", None))
-    if hasattr(known, "__len__") and not isinstance(known, dict) and len(known) == len(dataset):
-        if all(isinstance(label, str) for label in known):
-            return _label_numbers(known, len(dataset))
-        if (numbers := _whole_numbers(known)) is not None:
-            return numbers, classes
+    classes, known = getattr(dataset, "classes", None), _own_labels(dataset)
+    if _as_rows_say(dataset, known, _LABEL_COLUMNS):
+        numbers, names = _label_numbers(known, len(dataset))
+        return numbers, names or classes
+    if known is not None or (classes is not None and _changes_labels(dataset)):
+        _tell_rows_count(dataset)
+        classes = None
     return partial(_labels_of_rows, dataset), classes
+
+
+def _own_labels(dataset):
+    """The words, or whole numbers, that a dataset keeps under `labels` or `targets`, if there are as many as rows."""
+    known = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if not hasattr(known, "__len__") or isinstance(known, (dict, str)) or len(known) != len(dataset):
+        return None
+    if all(isinstance(label, str) for label in known):
+        return list(known)
+    numbers = _whole_numbers(known)
+    return None if numbers is None else numbers.tolist()
 
 
 def _whole_numbers(labels):
@@ -378,26 +478,73 @@ def _chosen_labels(labels, indices):
     return None if labels is None else np.asarray(labels)[indices]
 
 
-def _labels_of_rows(dataset):
+def _labels_of_rows(dataset, columns=_LABEL_COLUMNS):
     """The label of every row, or None if rows have no whole number for one."""
-    first = _row_label(dataset[0])
+    first = _row_label(dataset[0], columns)
     if first is None or _whole_numbers([first]) is None:
         return None
-    return _whole_numbers([first, *(_row_label(dataset[index]) for index in range(1, len(dataset)))])
+    return _whole_numbers([first, *(_row_label(dataset[index], columns) for index in range(1, len(dataset)))])
 
 
-def _row_label(row):
-    """The second of a pair, or the column called label; None where there is neither."""
+def _row_label(row, columns):
+    """The second of a pair, or the first column of these names; None where there is neither."""
     if isinstance(row, dict):
-        return next((row[name] for name in _LABEL_COLUMNS if name in row), None)
+        return next((row[name] for name in columns if name in row), None)
     return row[1] if isinstance(row, (tuple, list)) and len(row) > 1 else None
 
+# %% ../../nbs/probe/01_images.ipynb #rowslook
+_one_reader = RLock()  # re-entrant: a dataset may itself look into a probing set
 
-_LABEL_COLUMNS = "label", "labels", "target", "targets"
+
+def _as_rows_say(dataset, known, columns):
+    """Whether labels that a dataset keeps are those of its rows, of up to 100 or the first and the last of each label; rows without a plain label say nothing."""
+    if known is None:
+        return False
+    if _is_torchvisions(dataset) and not _changes_labels(dataset):
+        return True
+    pairs = {(known[row], label) for row in _some_rows(known) if isinstance(label := _label_seen(dataset, row, columns), (str, numbers.Real))}
+    if all(own == label for own, label in pairs):
+        return True
+    words, labels = {own for own, _ in pairs}, {label for _, label in pairs}
+    repeated = len(set(known)) < len(known)  # else they may be the names of the classes, in another order than the rows
+    return isinstance(known[0], str) and repeated and len(words) == len(labels) == len(pairs)
+
+
+def _changes_labels(dataset):
+    """Whether a dataset has a transform by which its rows may have other labels than it keeps."""
+    both = getattr(dataset, "transforms", None)  # of image and label, if it is not torchvision's pair of one for each
+    return getattr(dataset, "target_transform", None) is not None or (_is_torchvisions(dataset) and both is not None and type(both).__name__ != "StandardTransform")
+
+
+def _is_torchvisions(dataset):
+    return type(dataset).__module__.startswith("torchvision.datasets.")
+
+
+def _some_rows(known):
+    if len(known) <= 100:
+        return range(len(known))
+    first, last = {label: row for row, label in reversed(list(enumerate(known)))}, {label: row for row, label in enumerate(known)}
+    rows = sorted({*first.values(), *last.values()})
+    return rows[:: -(-len(rows) // 1000)]
+
+
+def _label_seen(dataset, row, columns):
+    """The label in a row, a number of Python if it is a number; None if the row cannot be read, which is reported when it is recorded."""
+    try:
+        with _one_reader:
+            label = _row_label(dataset[row], columns)
+    except Exception:
+        return None
+    return label.item() if getattr(label, "ndim", None) == 0 else label
+
+
+def _tell_rows_count(dataset):
+    warnings.warn(f"the {type(dataset).__name__} gives other labels in its rows than it keeps, or may do so by a transform: those of the rows are taken, without names of classes")
+
 
 # %% ../../nbs/probe/01_images.ipynb #hflabels
 def _hugging_face_labels(dataset):
-    """(labels, classes) from the column called label, else from the only one that has class names."""
+    """(labels, classes) from the column called label, else from the only one that has class names; from the rows where a transform changes them."""
     named = [name for name, feature in dataset.features.items() if hasattr(feature, "names")]
     called = [name for name in _LABEL_COLUMNS if name in named or getattr(dataset.features.get(name), "dtype", "") in ("string", *_WHOLE)]
     if not called and len(named) > 1:
@@ -411,15 +558,16 @@ def _hugging_face_labels(dataset):
             f"{missing} of {len(labels)} rows have no value in the label column {name!r}: leave them out with dataset.filter, "
             f"or the column with dataset.remove_columns({name!r})"
         )
+    columns = (name, *_LABEL_COLUMNS)
+    if dataset.format["type"] == "custom" and not _as_rows_say(dataset, labels, columns):
+        _tell_rows_count(dataset)
+        return partial(_labels_of_rows, dataset, columns), None
     return _label_numbers(labels, len(labels)) if name not in named else (np.asarray(labels, np.int64), dataset.features[name].names)
 
 
 _WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 
 # %% ../../nbs/probe/01_images.ipynb #41534e99
-_one_reader = RLock()  # re-entrant: a dataset may itself look into a probing set
-
-
 def _load_file(paths, ids, index, value_range=None):
     return read_image(paths[index], ids[index], value_range)
 
@@ -449,7 +597,7 @@ def _for_threads(dataset):
         return _for_threads(dataset.dataset)
     if isinstance(getattr(dataset, "features", None), dict):
         return dataset.format["type"] != "custom"
-    own = type(dataset).__module__.startswith("torchvision.datasets.") and _dataset_paths(dataset)
+    own = _is_torchvisions(dataset) and _dataset_paths(dataset)
     return bool(own) or hasattr(type(dataset), "fingerprint")
 
 
@@ -500,22 +648,26 @@ def _rows_key(load, count):
 def _pixels_key(load, position):
     try:
         value = load(position)
-        wide = not isinstance(value, Image.Image) or value.mode in _FULL_SCALE
-        return content_key(value if wide else as_rgb(value))  # the eight bits that are shown of a wide picture depend on value_range
+        if not isinstance(value, Image.Image):
+            return content_key(value)
+        if value.mode not in _FULL_SCALE:
+            return content_key(as_rgb(value))
+        turned = ImageOps.exif_transpose(value)  # not as it is shown: the eight bits of a wide picture depend on value_range
+        return content_key(turned, "negative") if _white_is_zero(value) else content_key(turned)
     except Exception as error:  # it is reported when it is recorded
         return _reason(error)
 
 
 def _torchvision_key(dataset):
     """A hash of the files or of the array of one of torchvision's own datasets; None if it is no such dataset or has a transform."""
-    kind, loader, data = type(dataset), getattr(dataset, "loader", None), getattr(dataset, "data", None)
+    loader, data = getattr(dataset, "loader", None), getattr(dataset, "data", None)
     changing = [getattr(dataset, name, None) for name in ("transform", "transforms")]
-    if not kind.__module__.startswith("torchvision.datasets.") or any(step is not None for step in changing):
+    if not _is_torchvisions(dataset) or any(step is not None for step in changing):
         return None
     if (paths := _dataset_paths(dataset)) and getattr(loader, "__module__", "") == "torchvision.datasets.folder" and loader.__name__ == "default_loader":
         return _files_key(paths, paths)
     if isinstance(data, (np.ndarray, torch.Tensor)) and len(data) == len(dataset):
-        return content_key(kind.__name__, data)
+        return content_key(type(dataset).__name__, data)
     return None
 
 # %% ../../nbs/probe/01_images.ipynb #hfkeycel
@@ -585,7 +737,8 @@ class _Sources:
     ):
         """The images of a dataset whose rows are images, (image, label) pairs or dictionaries with an image in them.
 
-        Where the dataset offers `ids`, `labels`, `classes` or a `fingerprint`, they are taken at their word.
+        Where the dataset offers `ids`, `classes` or a `fingerprint`, they are taken at their word; `labels` or `targets` are, unless some rows that are looked
+        at say otherwise. Warned of: labels that are therefore read from the rows, and colours of perhaps 16 bits to which `value_range` is not applied.
         Errors: TypeError for what has no i-th image, such as splits, a DataLoader or a stream; ValueError for an empty dataset, several image
         columns of which none is called image, and rows without a label where others have one.
         """
@@ -693,16 +846,23 @@ class ProbingSet(_Sources):
         except Exception as error:  # a dataset's own loader may raise anything
             raise BadImage(self.ids[index], _reason(error)) from error
         if isinstance(made, Image.Image):
-            self._tell_range(self.ids[index], made.info.pop(_NARROW, None))
+            self._tell_range(self.ids[index], made.info.pop(_NARROW, None), made.info.pop(_UNSCALED, None))
         return made
 
-    def _tell_range(self, id, seen):
-        """Warn once of 16 bits that may be fewer."""
-        if seen and not self._told:
-            self._told = True
+    def _tell_range(self, id, seen, unscaled):
+        """Warn once of 16 bits that may be fewer, and of 8 that may have been more."""
+        if not (seen or unscaled) or self._told:
+            return
+        self._told = True
+        if unscaled:
+            warnings.warn(
+                f"image {id!r} is a {unscaled} file of which Pillow gave 8 bits for each colour, so value_range is not applied to it: "
+                "if the file holds more, read it by ProbingSet.from_folder"
+            )
+        else:
             bits = next(bits for bits in (8, 10, 12, 14, 15) if seen[1] < 2**bits)
             warnings.warn(
-                f"image {id!r} has 16-bit pixels that range from {seen[0]} to {seen[1]} only, so it is dark: if they hold {bits} bits, "
+                f"image {id!r} has 16-bit pixels that range from {seen[0]} to {seen[1]} only, so it is {seen[2]}: if they hold {bits} bits, "
                 f"give value_range=(0, {2**bits - 1}) to ProbingSet; value_range=(0, 65535) says that it is right as it is"
             )
 
