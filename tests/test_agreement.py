@@ -11,7 +11,7 @@ from test_clip import Bomb
 
 import neuronbench as nb
 from neuronbench.evaluate.agreement import (BASELINE, agreement, annotation_truths, class_truths, constant_wins, exact_match, measured, paired_tests,
-                                            paper_measures, plot_comparison, summary, text_cosine)
+                                            paper_measures, plot_comparison, summary, text_cosine, unit_values)
 from neuronbench.foundation.sentences import BERTScore, Sentences
 
 HOSTILE = "<script>alert('x')</script> $\\frac$"
@@ -157,6 +157,55 @@ def test_other_columns_are_named():
         agreement(described(("A", "l", 0, "boat")), pd.DataFrame(columns=["layer", "unit"]), EXACT)
     with pytest.raises(KeyError, match="did you mean 'mean'"):
         agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), EXACT, several="maen")
+
+
+@pytest.mark.parametrize("classes", ["file.txt", b"ab", None, 10, {"a", "b"}, ["a", None], [1, 2], {0: "a"}])
+def test_classes_that_are_no_list_of_names_are_refused(classes):
+    with pytest.raises(TypeError, match="^classes are a list of names"):
+        class_truths(classes, "fc")
+
+
+@pytest.mark.parametrize("measures, error, sentence", [
+    ("exact", TypeError, r"measures are a list of names, such as \['exact'\], not 'exact'"), (["exct"], KeyError, "did you mean 'exact'"),
+    ({"exact": "exact"}, TypeError, "measure 'exact' is 'exact': expected a function of two lists of texts"), ([exact_match], TypeError, "is not text"),
+    ({}, ValueError, "no measure is asked for"), ([], ValueError, "no measure is asked for"), (exact_match, TypeError, "measures are a list of names"),
+    ({"one": lambda said, true: 1.0}, ValueError, r"the shape \(\) for 2 pairs of texts: expected a number for each pair, \(2,\)")])
+def test_what_is_no_measure_is_said(measures, error, sentence):
+    with pytest.raises(error, match=sentence):
+        agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), measures)
+
+
+def test_a_measure_asked_for_by_name_loads_no_other(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "Boat ")), ["exact"])
+    assert found[found.method == "A"][["measure", "value"]].values.tolist() == [["exact", 1]]
+    with pytest.raises((ConnectionError, FileNotFoundError), match="all-mpnet-base-v2"):
+        agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), ["exact", "sentence cosine"])
+
+
+@pytest.mark.parametrize("evaluate", [summary, paired_tests, plot_comparison, constant_wins, annotation_truths, lambda table: unit_values(table, ["score"]),
+                                      lambda table: agreement(table, truths(("l", 0, "boat")), EXACT), lambda table: agreement(described(("A", "l", 0, "boat")), table, EXACT)])
+def test_what_is_no_table_and_tables_of_other_columns_are_named(evaluate):
+    with pytest.raises(TypeError, match=r"are a table \(a pandas DataFrame\) with the columns .*, not of the type list"):
+        evaluate(["boat"])
+    with pytest.raises(ValueError, match="have the columns neuron, score; expected .*; missing: "):
+        evaluate(pd.DataFrame({"neuron": [0], "score": [0.5]}))
+
+
+def test_values_are_numbers_and_one_for_each_unit():
+    table = described(("A", "l", 0, "boat"), ("B", "l", 0, "boat"))
+    assert unit_values(table.assign(right=True), ["right", "score"]).value.tolist() == [1.0] * 4
+    for measures, error, sentence in (("score", TypeError, "measures are a list of names"), (["scores"], KeyError, "no column 'scores'; did you mean 'score'"),
+                                      (["description"], ValueError, "column 'description' does not hold numbers")):
+        with pytest.raises(error, match=sentence):
+            unit_values(table, measures)
+    wrong = unit_values(table, ["score"]).assign(value="high")
+    for evaluate in (summary, paired_tests):
+        with pytest.raises(ValueError, match="the column value is of the type .*: expected numbers"):
+            evaluate(wrong)
+    with pytest.raises(ValueError, match="'A' has several values of 'score' for unit 0 of 'l'"):
+        paired_tests(pd.concat([unit_values(table, ["score"])] * 2))
+    assert len(summary(wrong.head(0))) == 0
 
 
 def test_published_files_of_other_tools_go_in(tmp_path):

@@ -15,6 +15,7 @@ from neuronbench.evaluate.agreement import described_units, summary, unit_values
 from neuronbench.evaluate.classifier import class_detection, nearest_units
 from neuronbench.evaluate.connections import connection_summary, connections, joining_weights
 from neuronbench.evaluate.faithfulness import faithfulness, prediction_scores
+from neuronbench.evaluate.leaderboard import plot_leaderboard, summed_up, wide_table, world_methods
 from neuronbench.evaluate.synthesis import CLOSE_UP, auc, mean_activation_difference, synthesis
 from neuronbench.probe.target import Target
 
@@ -100,6 +101,36 @@ def test_units_and_columns_that_are_not_there_are_named(recording):
                                    (described((0, "red")).drop(columns="unit"), ValueError, "missing: unit")):
         with pytest.raises(error, match=sentence):
             described_units(wrong, recording)
+
+
+@pytest.mark.parametrize("evaluate", [connection_summary, summed_up, wide_table, plot_leaderboard])
+def test_what_is_no_table_and_tables_of_other_columns_are_named(evaluate):
+    with pytest.raises(TypeError, match="not of the type list"):
+        evaluate(["red"])
+    with pytest.raises(ValueError, match="have the columns layer, unit, description, score, method; expected .*; missing: "):
+        evaluate(described((0, "red")))
+
+
+def test_a_prompt_without_one_place_for_the_description_is_refused(recording):
+    for prompt in ("a photo", "{} and {}", "a {photo}"):
+        with pytest.raises(ValueError, match="places for the description: expected {} once"):
+            synthesis(described((0, "red")), recording, FlatPainter(), 2, prompt)
+        with pytest.raises(ValueError, match="places for the description: expected {} once"):
+            faithfulness(described((0, "red")), recording, ColourModel(), 5, 5, prompt)
+
+
+def test_one_where_several_are_expected_is_refused(recording):
+    with pytest.raises(TypeError, match=r"classes are a list of names, such as \['red'\], not 'red'"):
+        nearest_units(described((0, "red")), "red", [ColourModel()])
+    for models in (ColourModel(), []):
+        with pytest.raises(TypeError, match="models are a list of at least one"):
+            nearest_units(described((0, "red")), ["red"], models)
+    with pytest.raises(TypeError, match=r"methods are a list of names, such as \['invert'\], not 'invert'"):
+        world_methods(None, "invert")
+    with pytest.raises(TypeError, match="methods are given by name, as `world_methods"):
+        nb.leaderboard(None, recording, methods=["invert"])
+    with pytest.raises(TypeError, match="labels are a table .a pandas DataFrame., not of the type list"):
+        class_detection(described((0, "red")), recording, [True] * 60, [ColourModel()])
 
 
 def test_empty_descriptions_are_left_out_and_the_first_of_several_counts(recording):

@@ -96,6 +96,17 @@ def test_nothing_that_a_rater_gets_names_a_method(recording, tmp_path):
         assert len(asked["texts"]) == 1  # a description that two methods share is shown once
 
 
+@pytest.mark.parametrize("raters", ["Ada", b"Ada", {"Ada", "Bob", "Cy"}, None, 3.0, ["Ada", "Bob", None]])
+def test_raters_that_are_no_list_of_names_are_refused(recording, tmp_path, raters):
+    with pytest.raises(TypeError, match="^raters are a list of names"):
+        Study.design(tmp_path / "wrong", described(), recording, raters)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_raters_may_be_counted_by_any_whole_number(recording, tmp_path):
+    assert Study.design(tmp_path / "study", described(), recording, np.int64(3)).links().rater.tolist() == ["rater 1", "rater 2", "rater 3"]
+
+
 def test_what_cannot_be_designed(recording, tmp_path, study):
     with pytest.raises(ValueError, match="2 raters are called 'Ann'"):
         Study.design(tmp_path / "wrong", described(), recording, ["Ann", "Bo", "Ann"])
@@ -410,6 +421,29 @@ def test_a_rater_who_always_says_three_lowers_alpha_and_stays_valid():
 def test_a_single_rating_has_no_error():
     found = rating_table(responses(("a", 0, {"A": 5}, "A")))
     assert found["mean"].tolist() == [5] and found.error.isna().all() and plot_ratings(found).axes
+
+
+@pytest.mark.parametrize("analyse", [valid_responses, rating_table, rater_agreement, plot_ratings])
+def test_what_is_no_table_and_tables_of_other_columns_are_named(analyse):
+    with pytest.raises(TypeError, match="not of the type str"):
+        analyse("responses.csv")
+    with pytest.raises(ValueError, match="have the columns layer, unit, description, score, method; expected .*; missing: "):
+        analyse(described())
+
+
+def test_responses_of_other_types_are_refused():
+    table = responses(("a", 0, {"A": 5, "B": 3}, "A"))
+    for wrong in (table.assign(best=["yes", "no"]), table.assign(rating=["5", "3"])):
+        with pytest.raises(ValueError, match="expected bool and numbers, as `read_responses` gives them"):
+            rating_table(wrong)
+    assert len(valid_responses(table.head(0))) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\xff", b"rater,layer\na,b,c,d\ne"])
+def test_a_file_that_is_no_csv_is_named(tmp_path, content):
+    (tmp_path / "wrong.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="wrong.csv .*expected"):
+        read_responses(tmp_path / "wrong.csv")
 
 
 def test_a_csv_of_another_tool_is_read_or_says_what_it_has(tmp_path):

@@ -22,11 +22,14 @@ class RatingView {
     this.changed = () => this.mark();
     model.on("change:place", this.shown);
     for (const name of ["ratings", "best", "kept", "lost", "problem"]) model.on(`change:${name}`, this.changed);
+    this.arrival = new IntersectionObserver(() => this.takeKeys()); // the first question is drawn before the page has it, and what is not on view gets no keys
+    this.arrival.observe(el);
     this.draw();
   }
 
   remove() {
     clearTimeout(this.waiting);
+    this.arrival.disconnect();
     URL.revokeObjectURL(this.picture);
     this.el.removeEventListener("keydown", this.press);
     this.model.off("change:place", this.shown);
@@ -60,7 +63,12 @@ class RatingView {
       this.help(),
     );
     this.mark();
-    this.el.focus({ preventScroll: true });
+    this.takeKeys();
+  }
+
+  // From nobody else: in a notebook a person may be writing in a cell.
+  takeKeys() {
+    if (document.activeElement === document.body) this.el.focus({ preventScroll: true });
   }
 
   table() {

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from tqdm.auto import tqdm
 
-from ..basics import choose
+from ..basics import check_columns, choose
 from ..probe.exemplars import _batches
 from ..probe.hooks import Hook, first_tensor, one_at_a_time
 from ..probe.layout import example_image
@@ -464,8 +464,10 @@ def described_drops(
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, having, lacking (mean drops of accuracy of the classes that have it, and of the others), difference.
 
-    Only for ablated units whose description is a column of `has`, and is true of some classes and not of all. Errors: ValueError for classes that `has` lacks.
+    Only for ablated units whose description is a column of `has`, and is true of some classes and not of all. Errors: those of `check_columns`; ValueError for classes that `has` lacks.
     """
+    check_columns(descriptions, ("layer", "unit", "description", "method"), "descriptions")
+    check_columns(has, (), "what the classes have")
     drops = ablation.drops
     missing = drops.columns.difference(has.index)
     if len(missing):

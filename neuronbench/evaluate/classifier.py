@@ -9,6 +9,7 @@ __all__ = ['nearest_units', 'class_detection']
 import numpy as np
 import pandas as pd
 
+from ..basics import check_columns, name_list
 from .agreement import described_units, text_cosine
 
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
@@ -17,9 +18,15 @@ def nearest_units(
     classes: list,  # names
     models: list,  # CLIP, Sentences, or anything with `embed_texts`; the mean of their cosines counts
 ) -> pd.DataFrame:
-    """Columns method, class, layer, unit, description, similarity: the nearest units to each class, several where they are equally near."""
+    """Columns method, class, layer, unit, description, similarity: the nearest units to each class, several where they are equally near.
+
+    Errors: those of `check_columns`; TypeError for classes that are no list of names, and for models that are no list of at least one.
+    """
+    check_columns(descriptions, ("layer", "unit", "description", "method"), "descriptions")
+    if hasattr(models, "embed_texts") or not models:
+        raise TypeError(f"models are a list of at least one, such as [clip], not {models!r:.80}")
     texts = list(dict.fromkeys(descriptions.description))
-    pairs = [(text, name) for name in classes for text in texts]
+    pairs = [(text, name) for name in name_list(classes, "classes") for text in texts]
     cosines = np.mean([text_cosine(model)(*zip(*pairs)) for model in models], axis=0) if pairs else []
     near = pd.DataFrame(pairs, columns=["description", "class"]).assign(similarity=np.round(cosines, 6))
     joined = near.merge(descriptions)
@@ -35,8 +42,9 @@ def class_detection(
 ) -> pd.DataFrame:
     """Columns method, class, units (tuple of layer and unit), description, similarity, AUROC: the mean over units that are equally near.
 
-    AUROC is NaN for a class that all images have, or none. Errors: those of `described_units`; ValueError for labels of another number of images.
+    AUROC is NaN for a class that all images have, or none. Errors: those of `described_units` and `nearest_units`; TypeError for labels that are no table; ValueError for labels of another number of images.
     """
+    check_columns(labels, (), "labels")
     if len(labels) != len(recording.images):
         raise ValueError(f"labels of {len(labels)} images: expected a row for each of the {len(recording.images)} images of the recording")
     given = described_units(descriptions, recording)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from ..basics import choose
+from ..basics import check_columns, choose
 from .agreement import described_units
 from ..probe.hooks import named_layers
 
@@ -94,7 +94,8 @@ def _compared(rows, weights, method, first, second, model, strongest, seed):
 def connection_summary(
     found: pd.DataFrame,  # from `connections`
 ) -> pd.DataFrame:
-    """Columns method, units, joined, random, difference (means), error (standard error of the difference), effect (difference / its standard deviation); NaN for a single unit."""
+    """Columns method, units, joined, random, difference (means), error (standard error of the difference), effect (difference / its standard deviation); NaN for a single unit. Errors: those of `check_columns`."""
+    check_columns(found, ("method", "joined", "random"), "connections")
     rows = []
     for method, own in found.groupby("method", sort=False):
         gap = own.joined - own.random

@@ -9,7 +9,7 @@ __all__ = ['prediction_scores', 'faithfulness']
 import numpy as np
 import pandas as pd
 
-from .agreement import described_units
+from .agreement import described_units, prompted
 
 # %% ../../nbs/evaluate/05_faithfulness.ipynb #fai06
 def prediction_scores(
@@ -36,12 +36,12 @@ def faithfulness(
     clip,  # CLIP, or anything with `embed_images` and `embed_texts`
     seen: int = 15,  # of each unit's top images, left out because methods look at them; CLIP-Dissect looks at 100
     top: int = 100,  # of the others, that count as activating the unit
-    prompt: str = "{}",  # what CLIP is told
+    prompt: str = "{}",  # what CLIP is told, see `prompted`
     seed: int = 0,  # of the random images
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, Pearson, Spearman, top against random: a row for each description.
 
-    NaN for units that are not finite or the same on all images. Errors: those of `described_units`; ValueError for fewer than `seen + 2 * top` images.
+    NaN for units that are not finite or the same on all images. Errors: those of `described_units` and `prompted`; ValueError for fewer than `seen + 2 * top` images.
     """
     given = described_units(descriptions, recording)
     texts = list(dict.fromkeys(given.description))
@@ -50,7 +50,7 @@ def faithfulness(
     rows = recording[given.layer[0]].image.values
     if len(rows) < seen + 2 * top:
         raise ValueError(f"{len(rows)} images: expected at least {seen + 2 * top}, to leave out {seen} and compare {top} with {top} others")
-    fits = clip.embed_images(recording.images, rows) @ clip.embed_texts([prompt.format(text) for text in texts], progress=False).T
+    fits = clip.embed_images(recording.images, rows) @ clip.embed_texts([prompted(prompt, text) for text in texts], progress=False).T
     scores = [_held_out(fits[:, texts.index(row.description)], recording[row.layer].values[:, row.unit], seen, top, seed) for row in given.itertuples()]
     return pd.concat([given, pd.DataFrame(scores)], axis=1)
 

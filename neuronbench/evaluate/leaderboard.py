@@ -11,7 +11,7 @@ import time
 
 import pandas as pd
 
-from ..basics import cache_folder, choose
+from ..basics import cache_folder, check_columns, choose, name_list
 from ..describe.clip_dissect import CLIPDissect
 from ..describe.compositional import CompositionalExplanations
 from ..describe.describe_and_dissect import DescribeAndDissect
@@ -46,10 +46,10 @@ WORLD_METHODS = {  # name: the method with a world's tools
 
 def world_methods(
     world,  # World
-    names=None,  # of the methods wanted; all if None
+    names=None,  # of the methods wanted, a list; all if None
 ) -> dict:
-    """{name: the method, ready to be called on a recording of the world}. Errors: KeyError that names the nearest method."""
-    chosen = [choose(name, WORLD_METHODS, "method") for name in (WORLD_METHODS if names is None else names)]
+    """{name: the method, ready to be called on a recording of the world}. Errors: TypeError for names that are no list; KeyError that names the nearest method."""
+    chosen = [choose(name, WORLD_METHODS, "method") for name in (WORLD_METHODS if names is None else name_list(names, "methods"))]
     return {name: WORLD_METHODS[name](world) for name in chosen}
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board12c
@@ -65,8 +65,10 @@ def unit_answers(
     """Columns layer, unit, description, score, method, seconds, kind, truth, right: a row for each method and unit of known meaning.
 
     `TRUTH` and `SAME` come last. `.attrs["failures"]` lists method, layer, unit, step and reason. Time is less where something lay in
-    the cache. Errors: those of the methods.
+    the cache. Errors: TypeError for methods without names; those of the methods.
     """
+    if not isinstance(methods, dict):
+        raise TypeError(f"methods are given by name, as `world_methods(world, names)` gives them, not as {methods!r:.80}")
     runs = [_run(world, recording, name, method, layer) for name, method in methods.items() for layer in world.truth.layer.unique()]
     known = world.truth[["layer", "unit", "description"]].assign(score=1.0, seconds=0.0)
     table = world.marked(joined_frames([*(rows for rows, _ in runs), known.assign(method=TRUTH), known.assign(method=SAME, description=BASELINE)], []))
@@ -98,8 +100,9 @@ def answer_values(
     """Columns layer, unit, method, kind, measure, value: a row for each answer and measure.
 
     Measures: right, described (0 or 1), CLIP cosine and sentence cosine with the truth, CoSy AUC (`synthesis`), Spearman and top against
-    random (`faithfulness`), seconds.
+    random (`faithfulness`), seconds. Errors: those of `check_columns`.
     """
+    check_columns(answers, (*_ROW, "description", "truth", "right", "kind", "seconds"), "answers")
     table = answers.assign(right=answers.right.astype(float), described=answers.description.notna().astype(float))
     models = {"CLIP cosine": world.clip, **({} if sentences is None else {"sentence cosine": sentences})}
     for name, model in models.items():
@@ -113,7 +116,8 @@ def answer_values(
 def summed_up(
     values: pd.DataFrame,  # from `answer_values`
 ) -> pd.DataFrame:
-    """Columns kind, measure, method, units, mean, low, high, see `summary`: a row for each method, measure and kind of unit."""
+    """Columns kind, measure, method, units, mean, low, high, see `summary`: a row for each method, measure and kind of unit. Errors: those of `summary`."""
+    check_columns(values, ("kind", "measure", "method", "value"), "values")
     return pd.concat([summary(values[values.kind == kind]).assign(kind=kind) for kind in UNIT_KINDS], ignore_index=True)[["kind", "measure", "method", "units", "mean", "low", "high"]]
 
 
@@ -124,7 +128,7 @@ def leaderboard(
     sentences=None,  # Sentences: one more measure
     painted: int = 10,  # images of each description, for CoSy
 ) -> pd.DataFrame:
-    """One row for each method, measure and kind of unit, see `answer_values` and `summed_up`; `.attrs["failures"]` as in `unit_answers`. Errors: those of the methods."""
+    """One row for each method, measure and kind of unit, see `answer_values` and `summed_up`; `.attrs["failures"]` as in `unit_answers`. Errors: those of `unit_answers`."""
     if recording is None:
         recording = record(world.target, world.images, store=cache_folder("recordings") / "world.zarr")
     answers = unit_answers(world, recording, world_methods(world) if methods is None else methods)
@@ -136,7 +140,8 @@ def leaderboard(
 def wide_table(
     board: pd.DataFrame,  # from `leaderboard`
 ) -> pd.DataFrame:
-    """A row for each method, highest mean share right first; columns ("right", kind of unit), ("mean over kinds", measure) and ("seconds", "all units")."""
+    """A row for each method, highest mean share right first; columns ("right", kind of unit), ("mean over kinds", measure) and ("seconds", "all units"). Errors: those of `check_columns`."""
+    check_columns(board, ("kind", "measure", "method", "units", "mean"), "rows of the leaderboard")
     table = board.pivot(index="method", columns=["measure", "kind"], values="mean").loc[board.method.unique()]
     measures = [name for name in board.measure.unique() if name not in ("right", "seconds")]
     means = pd.concat({"mean over kinds": pd.DataFrame({name: table[name].mean(axis=1) for name in measures})}, axis=1)
@@ -152,7 +157,7 @@ _MARKS = {"CLIP cosine": "o", "sentence cosine": "s", "CoSy AUC": "^", "top agai
 def plot_leaderboard(
     board: pd.DataFrame,  # from `leaderboard`
 ):
-    """A matplotlib figure: for each kind of unit, a bar for the share of each method that is right, and a mark for what other measures say."""
+    """A matplotlib figure: for each kind of unit, a bar for the share of each method that is right, and a mark for what other measures say. Errors: those of `wide_table`."""
     import matplotlib.pyplot as plt
 
     order = wide_table(board).index[::-1]

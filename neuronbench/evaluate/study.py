@@ -9,12 +9,14 @@ __all__ = ['contact_sheet', 'Study', 'valid_responses', 'rating_table', 'rater_a
 import io
 import json
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from ..basics import clean_name, clean_text
+from ..basics import check_columns, clean_name, clean_text, name_list
 from .agreement import described_units
 from .answers import FILE, STATEMENT, is_half, opened, study_file, write_study
 from ..probe.exemplars import exemplars
@@ -63,7 +65,7 @@ class Study:
         folder,  # made if missing; it must not hold a study
         descriptions: pd.DataFrame,  # layer, unit, description, score, method; of several rows for a unit by one method the first counts
         recording,  # Recording
-        raters,  # names, or how many
+        raters,  # a list of names, or how many
         per_unit: int = 3,  # raters of each unit
         k: int = 10,  # exemplars shown
         seed: int = 0,  # of who is asked what, and of the order of descriptions
@@ -71,10 +73,10 @@ class Study:
     ) -> "Study":
         """A new study of all units that have a description, and exemplars to show.
 
-        Errors: those of `described_units`; KeyError for a pooling that was not recorded; ValueError if there is no such unit, for more raters of a unit
+        Errors: those of `described_units`; TypeError for raters that are neither; KeyError for a pooling that was not recorded; ValueError if there is no such unit, for more raters of a unit
         than there are, and for two of one name; FileExistsError if the folder holds a study.
         """
-        names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, int) else [clean_name(str(name)) for name in raters]
+        names = [f"rater {number + 1}" for number in range(raters)] if isinstance(raters, Integral) else [clean_name(name) for name in name_list(raters, "raters")]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{names.count(twice)} raters are called {twice!r}: expected a name of their own for each")
@@ -138,7 +140,13 @@ _RESPONSE = ["rater", "layer", "unit"]
 def valid_responses(
     responses: pd.DataFrame,  # rater, layer, unit, method, rating, best: a row for each method
 ) -> pd.DataFrame:
-    """The rows of valid responses: one description was picked as best, and none is rated higher. Of a response that is there twice, the last counts."""
+    """The rows of valid responses: one description was picked as best, and none is rated higher. Of a response that is there twice, the last counts.
+
+    Errors: those of `check_columns`; ValueError where `best` or the ratings are of another type.
+    """
+    check_columns(responses, (*_RESPONSE, "method", "rating", "best"), "responses")
+    if len(responses) and not (is_bool_dtype(responses.best) and is_numeric_dtype(responses.rating)):
+        raise ValueError(f"the column best is of the type {responses.best.dtype} and rating of {responses.rating.dtype}: expected bool and numbers, as `read_responses` gives them")
     once = responses.drop_duplicates([*_RESPONSE, "method"], keep="last")
     groups = once.groupby(_RESPONSE)
     picked = once.rating.where(once.best).groupby([once[name] for name in _RESPONSE]).transform("max")
@@ -150,7 +158,7 @@ def rating_table(
 ) -> pd.DataFrame:
     """Columns layer ("all" for all together), method, ratings, mean, error (standard error of the mean; NaN for one), picked (share that pick it), valid (share of the layer's responses).
 
-    Only valid responses count. A description that several methods share counts for each of them, so `picked` may add up to more than 1.
+    Only valid responses count. A description that several methods share counts for each of them, so `picked` may add up to more than 1. Errors: those of `valid_responses`.
     """
     kept = valid_responses(responses)
     given, valid = (_with_all(table.drop_duplicates(_RESPONSE)).groupby("layer").size() for table in (responses, kept))
@@ -167,9 +175,10 @@ def _with_all(responses):
 def rater_agreement(
     responses: pd.DataFrame,  # rater, layer, unit, description, rating
 ) -> float:
-    """Krippendorff's alpha for ordinal data, -1 to 1; NaN where nothing was rated by two raters, or all ratings are the same."""
+    """Krippendorff's alpha for ordinal data, -1 to 1; NaN where nothing was rated by two raters, or all ratings are the same. Errors: those of `check_columns`."""
     import krippendorff
 
+    check_columns(responses, (*_RESPONSE, "description", "rating"), "responses")
     rated = responses.pivot_table(index="rater", columns=["layer", "unit", "description"], values="rating", aggfunc="last")
     shared = rated.loc[:, rated.notna().sum() > 1]
     values = shared.values.astype(float)
@@ -181,9 +190,10 @@ def rater_agreement(
 def plot_ratings(
     table: pd.DataFrame,  # from `rating_table`
 ):
-    """A matplotlib figure: mean ratings with standard errors, and how often each method is picked, by layer."""
+    """A matplotlib figure: mean ratings with standard errors, and how often each method is picked, by layer. Errors: those of `check_columns`."""
     import matplotlib.pyplot as plt
 
+    check_columns(table, ("layer", "method", "mean", "error", "picked"), "mean ratings")
     layers, methods = list(dict.fromkeys(table.layer)), list(dict.fromkeys(table.method))
     figure, axes = plt.subplots(1, 2, figsize=(3 + 1.5 * len(layers), 2.6), dpi=80, layout="constrained")
     plt.close(figure)  # it is shown where it is returned to, and only there
@@ -218,9 +228,12 @@ def read_responses(
 ) -> pd.DataFrame:
     """Columns rater, layer, unit, method, rating, best, and those beside them.
 
-    Errors: ValueError listing the columns found and expected, for a rating that is none, and for a `best` that is neither yes nor no.
+    Errors: ValueError for what is no CSV, listing the columns found and expected, for a rating that is none, and for a `best` that is neither yes nor no.
     """
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{Path(path).name} is no CSV in UTF-8 ({str(error).strip()}): expected the columns {', '.join(_NAMES)}") from error
     found = {ours: next((name for name in names if name in table), None) for ours, names in _NAMES.items()}
     lacking = [ours for ours, name in found.items() if name is None]
     if lacking:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..describe.selection import Studio
-from .agreement import described_units
+from .agreement import described_units, prompted
 from ..probe.activations import LayerActivations
 
 # %% ../../nbs/evaluate/04_synthesis.ipynb #syn06
@@ -45,13 +45,13 @@ def synthesis(
     recording,  # Recording: its images are the controls
     painter,  # Painter, or anything with `paint` and `fingerprint`
     count: int = 50,  # painted images of each description
-    prompt: str = CLOSE_UP,  # what the painter is told
+    prompt: str = CLOSE_UP,  # what the painter is told, see `prompted`
     watch=None,  # callable: (prompts done, prompts to do)
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, painted (images), AUC, MAD, reason: a row for each description.
 
     Both numbers are NaN, and `reason` says why, for a unit that is not finite on all images and where the painter gave no image.
-    Errors: those of `described_units`.
+    Errors: those of `described_units` and `prompted`.
     """
     given = described_units(descriptions, recording)
     parts = [_of_layer(layer, rows, recording, painter, count, prompt, watch) for layer, rows in given.groupby("layer", sort=False)]
@@ -60,7 +60,7 @@ def synthesis(
 
 def _of_layer(layer, rows, recording, painter, count, prompt, watch):
     studio = Studio(painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer)), count)
-    prompts = {text: prompt.format(text) for text in rows.description}
+    prompts = {text: prompted(prompt, text) for text in rows.description}
     looked, controls = studio.look(prompts.values(), watch), recording[layer].values
     found = [_numbers(looked[prompts[row.description]][0], controls, row.unit) for row in rows.itertuples()]
     table = pd.concat([rows.reset_index(drop=True), pd.DataFrame(found, columns=["painted", "AUC", "MAD", "reason"])], axis=1)

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..basics import clean_text, content_key, replacing
+from ..basics import check_columns, clean_text, content_key, replacing
+from ..describe.descriptions import COLUMNS
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
@@ -81,12 +82,15 @@ def _recorded(recording):
     return "\n".join([*lines, f"{recording.images!r}, fingerprint {recording.images.fingerprint}"])
 
 # %% ../../nbs/widgets/11_report.ipynb #rep12
+_FAILURE = "layer", "unit", "step", "reason"
+
+
 def write_report(
     path,  # of the HTML file; its folder must exist
     recording,  # Recording
     descriptions: pd.DataFrame,  # columns layer, unit, description, score, method: the units to show
     comparison: pd.DataFrame | None = None,  # columns measure, method, units, mean, low, high, from `summary`
-    failures=(),  # dicts layer, unit, step, reason
+    failures=(),  # dicts layer, unit, step, reason, such as `.attrs["failures"]` of descriptions
     settings: dict | None = None,  # {name of a section: text}, such as the settings of each method
     title: str = "What single neurons respond to",
     k: int = 8,  # exemplars of each unit
@@ -95,10 +99,15 @@ def write_report(
 ) -> Path:
     """Write a self-contained report, whole or not at all; 512 units with two descriptions each take 11 MB. Returns its path.
 
-    Errors: ValueError if there is no description to report on; KeyError and IndexError for layers, poolings and units that were not recorded.
+    Errors: those of `check_columns`; ValueError if there is no description to report on; TypeError for failures and settings of another form;
+    KeyError and IndexError for layers, poolings and units that were not recorded.
     """
+    check_columns(descriptions, COLUMNS, "descriptions")
     if not len(descriptions):
         raise ValueError("there are no descriptions to report on: describe some units first")
+    if comparison is not None:
+        check_columns(comparison, ("measure", "method", "units", "mean", "low", "high"), "means")
+    _check_told(failures, {} if settings is None else settings)
     best = best_descriptions(descriptions)
     shown = [shown for layer, rows in descriptions.groupby("layer", sort=False) for shown in _shown_units(recording, layer, rows, best, k, quantile, pool)]
     parts = {"comparison": [], "comparison_figure": "", "constants": []}
@@ -107,11 +116,18 @@ def write_report(
     told = {"recording": _recorded(recording), **(settings or {}), "versions": versions()}
     page = _template().render(
         title=title, written=f"NeuronBench {metadata.version('neuronbench')}, {date.today().isoformat()}", summary=_summary(recording, descriptions),
-        described=_by_method(descriptions), failures=[(one["layer"], one["unit"], one["step"], one["reason"]) for one in failures],
+        described=_by_method(descriptions), failures=[tuple(one[name] for name in _FAILURE) for one in failures],
         units=shown, settings=list(told.items()), k=k, quantile=quantile, pooled=_pooled(recording, descriptions, pool), **parts)
     with replacing(path) as unfinished:
         unfinished.write_text(clean_text(page), encoding="utf-8")
     return Path(path)
+
+
+def _check_told(failures, settings):
+    if not isinstance(settings, dict):
+        raise TypeError(f"settings are texts by the names of their sections, not {settings!r:.80}")
+    if not isinstance(failures, (list, tuple)) or not all(isinstance(one, dict) and one.keys() >= set(_FAILURE) for one in failures):
+        raise TypeError(f"failures are a list of dicts with the keys {', '.join(_FAILURE)}, not {failures!r:.80}")
 
 
 def _template():

@@ -157,7 +157,9 @@ class OwnNamesOnly:
 
 
 class RaterPage(OwnNamesOnly, TornadoVoilaHandler):
-    """The page of a link; a wrong link gets a sentence and no process."""
+    """The page of a link; a wrong link gets a sentence and no process. Nothing on it is loaded from another server."""
+
+    content_security_policy = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"  # what Voila's own scripts need, and no other host
 
     @authenticated
     async def get(self, path=None):
