@@ -276,7 +276,7 @@ def _installed(module, file=None) -> bool:
     """Whether a module, or the file of a function, comes with Python or is installed, rather than written by the user."""
     top = str(module).split(".")[0]
     file = file or getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
-    return file.startswith(("<frozen", *_LIBRARIES)) if file else top in sys.stdlib_module_names
+    return top != "__main__" and (file.startswith(("<frozen", *_LIBRARIES)) if file else top in sys.stdlib_module_names)
 
 
 def _version(module):
@@ -289,7 +289,8 @@ def _name(value):
 
 def _known_by_name(value):
     """Whether a function or class is an installed library's and is what its name means there, rather than made by a function for its caller."""
-    if not _installed(value.__module__, value.__code__.co_filename if isinstance(value, types.FunctionType) else None):
+    written = [value.__code__.co_filename] if isinstance(value, types.FunctionType) else []  # a library's decorator gives what it returns the user's name
+    if not all(_installed(value.__module__, file) for file in (None, *written)):
         return False
     found = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):
@@ -303,9 +304,15 @@ _NO_CONTENT = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotation
 
 def _class_pieces(content, kind):
     if _known_by_name(kind):
-        return [_name(kind), _version(kind.__module__)]
+        return [_name(kind), _version(kind.__module__), *content.attributes(_patches(kind))]
     members = {name: member for name, member in vars(kind).items() if name not in _NO_CONTENT}
     return [_name(kind), content.digest(type(kind)), *content.each(kind.__bases__), *content.attributes(members)]
+
+
+def _patches(kind):
+    """{name: function} of what the user put into an installed class, or one that it is made from, in place of the library's own."""
+    members = [pair for base in kind.__mro__ for pair in vars(base).items()]
+    return {name: member for name, member in members if isinstance(member, types.FunctionType) and not _installed(member.__module__)}
 
 
 def _space_pieces(content, module):

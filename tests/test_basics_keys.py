@@ -370,3 +370,30 @@ def test_hooks_of_a_network_count_by_what_they_do_not_by_their_number():
         return network
 
     assert content_key(hooked(1)) == content_key(hooked(1)) != content_key(hooked(2))
+
+
+def decorated_by_a_library(decorate, factor):
+    """A function of the user's, decorated by a library and run again after an edit, under its old name."""
+    space = {"__name__": "__main__", "decorate": decorate}
+    exec(f"@decorate\ndef preprocess(image):\n    return image * {factor}", space)
+    sys.modules["__main__"].preprocess = space["preprocess"]
+    return content_key(space["preprocess"])
+
+
+@pytest.mark.parametrize("decorate", [torch.no_grad(), torch.inference_mode(), torch.autocast("cpu"), np.errstate(all="ignore"), functools.singledispatch, functools.cache],
+                         ids=["no_grad", "inference_mode", "autocast", "errstate", "singledispatch", "cache"])
+def test_a_function_decorated_by_a_library_is_known_by_what_it_does(decorate, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "preprocess", None, raising=False)
+    first, edited, again = (decorated_by_a_library(decorate, factor) for factor in (1, 2, 1))
+    assert first == again != edited
+
+
+@pytest.mark.parametrize("kind, make", [(v2.Resize, lambda: v2.Resize((8, 8))), (v2.Transform, lambda: v2.Resize((8, 8))), (nn.ReLU, nn.ReLU)], ids=["its own", "inherited", "module"])
+def test_a_function_that_is_put_into_a_library_class_counts(kind, make, monkeypatch):
+    before = content_key(make())
+    monkeypatch.setattr(kind, "forward", lambda self, image: image)
+    patched = content_key(make())
+    monkeypatch.setattr(kind, "forward", lambda self, image: image + 1)
+    assert len({before, patched, content_key(make())}) == 3
+    monkeypatch.undo()
+    assert content_key(make()) == before

@@ -1,11 +1,16 @@
 """Exemplars: ranking, maps of every shape of layer, the second pass, what is kept."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import nn
 
+from neuronbench.describe.invert import INVERT
 from neuronbench.probe.exemplars import _ranked, exemplars
 from neuronbench.probe.images import ProbingSet
 from neuronbench.probe.recording import record
@@ -172,3 +177,31 @@ def test_ranking_table():
     values = xr.DataArray([[1.0, 5.0], [1.0, np.nan], [2.0, 7.0]], {"image": [3, 8, 9]}, ("image", "unit"))
     images, activations = _ranked(values, 2)
     assert images.tolist() == [[9, 3], [9, 3]] and activations.tolist() == [[2, 1], [7, 5]]
+
+
+def test_a_network_that_has_changed_gives_no_maps_and_leaves_none(tmp_path):
+    torch.manual_seed(0)
+    pictures, model = noise(20), network()
+    weights = copy.deepcopy(model.state_dict())
+    found = recorded(pictures, model=model, store=tmp_path / "s.zarr")
+    with torch.no_grad():
+        model[0].weight.mul_(-3)
+    with pytest.raises(ValueError, match="the Sequential has changed since it was recorded"):
+        exemplars(found, "1", k=3)
+    model.load_state_dict(weights)
+    right = exemplars(recorded(pictures, model=model, store=tmp_path / "s.zarr"), "1", k=3)
+    assert np.allclose(right.maps.mean((2, 3)), right.activations, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_images_that_have_changed_give_no_maps(tmp_path, pool):
+    for number, picture in enumerate(noise(6)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    images = ProbingSet.from_folder(tmp_path)
+    found = record(Target(network(), ["1"], to_tensor, device="cpu"), images, pool=pool, progress=False)
+    for path in tmp_path.glob("*.png"):
+        Image.new("RGB", (10, 10), "white").save(path)
+    with pytest.raises(ValueError, match="images give other activations of layer '1' than were recorded"):
+        exemplars(found, "1", k=3)
+    with pytest.raises(ValueError, match="images of the probing set have changed since they were recorded"):
+        INVERT(pd.DataFrame({"dark": np.arange(6) < 3}))(found, images)

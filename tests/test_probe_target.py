@@ -519,3 +519,33 @@ def test_a_network_that_scales_bytes_itself_takes_them():
     batch = torch.stack([transforms.PILToTensor()(pictures[number]) for number in range(3)])
     with torch.no_grad():
         assert np.allclose(given, model.conv(batch.float() / 255).mean((2, 3)), atol=1e-6)
+
+
+def test_a_hook_on_all_networks_is_part_of_the_fingerprint(small):
+    target = Target(small, ["conv"], to_tensor, device="cpu")
+    before = target.fingerprint
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 3)
+    assert target.fingerprint != before
+    hook.remove()
+    assert target.fingerprint == before
+
+
+class Tenfold(nn.DataParallel):
+    def forward(self, x):
+        return self.module(x * 10)
+
+
+def test_a_wrapper_that_computes_something_is_part_of_the_network():
+    torch.manual_seed(0)
+    wrapper = Tenfold(nn.Sequential(nn.Conv2d(3, 2, 1)))
+    [maps] = Target(wrapper, ["module.0"], to_tensor, device="cpu").activations(batch).values()
+    with torch.no_grad():
+        assert torch.allclose(maps, wrapper.module(batch * 10), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapper_with_hooks_is_refused(wrap):
+    wrapper = wrap(nn.Sequential(nn.Conv2d(3, 2, 1)))
+    wrapper.register_forward_hook(lambda module, inputs, output: output * 10)
+    with pytest.raises(TypeError, match="has hooks, which the network inside does not run"):
+        Target(wrapper, ["0"], to_tensor, device="cpu")

@@ -23,7 +23,7 @@ class LayerActivations:
     """One layer of a target, asked about images of any origin. `fingerprint`: a hash of the network, the layer and the pooling.
 
     What was seen is kept in `cache_folder("activations")`: the network sees only what is not there, in full batches, decoded in threads.
-    Errors: KeyError for an unknown layer.
+    Errors: KeyError for an unknown layer; ValueError for a network that has changed meanwhile.
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class LayerActivations:
     ):
         self.target = target.at(layer)
         self.pool = pool and choose(pool, POOLINGS, "pooling")
-        self.fingerprint = content_key(self.target.fingerprint, self.pool)  # once: it reads all weights
+        self._network_key = self.target.network_key
+        self.fingerprint = content_key(self.target.fingerprint_with(self._network_key), self.pool)
         self._store = ContentStore(cache_folder("activations") / f"{self.fingerprint}.sqlite")
 
     def __call__(
@@ -48,6 +49,8 @@ class LayerActivations:
         keys = [content_key("image", images.input(position)) for position in range(len(images))] if keys is None else list(keys)
         found = {key: np.frombuffer(value, "<f4") for key, value in self._store.get(dict.fromkeys(keys)).items()}
         missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
+        if missing and self.target.network_key != self._network_key:
+            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was first asked (its weights, structure, hooks or code): make a new LayerActivations")
         for positions, values in self._seen(images, missing):
             new = dict(zip([keys[position] for position in positions], values, strict=True))
             self._store.put({key: value.astype("<f4").tobytes() for key, value in new.items()})

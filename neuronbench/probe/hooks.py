@@ -30,8 +30,8 @@ class Renamed(nn.Module):
 def wrapped(
     module: nn.Module,
 ):
-    """The module inside `torch.compile`, DataParallel or `Renamed`, or None for a module that is no wrapper."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    """The module inside `torch.compile`, DataParallel or `Renamed`, or None for a module that is no wrapper, or that computes something itself."""
+    if type(module).forward in (nn.DataParallel.forward, nn.parallel.DistributedDataParallel.forward):
         return module.module
     if isinstance(module, Renamed):
         return next(module.children())
@@ -48,6 +48,8 @@ def bare(
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("a TorchScript network runs outside Python, where its layers cannot be watched: give the network that it was made from")
     while (inner := wrapped(module)) is not None:
+        if vars(module)["_forward_hooks"] or vars(module)["_forward_pre_hooks"]:
+            raise TypeError(f"the {type(module).__name__} around the network has hooks, which the network inside does not run: put them on that one")
         module = inner
     return module
 

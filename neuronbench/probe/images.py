@@ -6,10 +6,12 @@
 __all__ = ['CHANNELS', 'BadImage', 'as_rgb', 'read_image', 'to_image', 'ProbingSet']
 
 # %% ../../nbs/probe/01_images.ipynb #ee52caed
+import functools
 import hashlib
 import numbers
 import os
 import stat
+import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -296,10 +298,22 @@ def _files_key(paths, ids):
 def _file_digest(path):
     try:
         _refuse_odd(path)
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
+        found = os.stat(path)
+        if time.time() - found.st_ctime < _UNSETTLED:
+            return _content_digest.__wrapped__(path)
+        return _content_digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     except (OSError, ValueError) as error:
         return _reason(error).encode()
+
+
+_UNSETTLED = 2  # seconds in which a file may change again without another time of change
+
+
+@functools.lru_cache(maxsize=2**18)
+def _content_digest(path, *_state):
+    """The hash of a file's bytes, remembered while the system says that nobody has changed it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 # %% ../../nbs/probe/01_images.ipynb #2e270e72
 def _image_files(folder):

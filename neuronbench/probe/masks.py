@@ -173,6 +173,7 @@ def mask_batches(
 
     Errors: BadImage for an image that could be read when it was recorded and cannot be now; KeyError for the layer.
     """
+    recording.check_network()
     target = recording.target.at(choose(layer, recording.layers, "layer"))
     positions = recording[layer].image.values.tolist() if images is None else list(images)
     looked = _Looked(recording.images, source, target)

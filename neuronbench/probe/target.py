@@ -55,21 +55,28 @@ _OWN_TO_TORCH = vars(torch.nn.Module()).keys() | {"_compiled_call_impl", "_is_to
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def _model_key(model) -> str:
-    """A hash of a network's weights, buffers, structure, settings, hooks and code."""
-    modules = {name: module for name, module in model.named_modules() if bare(module) is module}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        contents = list(pool.map(content_key, tensors))
+def _network_key(model) -> str:
+    """A hash of what a network never changes by itself in eval mode: parameters, structure, code, and hooks, also those on all networks."""
+    modules = _bare_modules(model)
+    hooks = [(name, hook) for name, module in modules.items() for kind in _HOOKS for hook in vars(module)[kind].values() if not isinstance(hook, Hook)]
+    everywhere = [hook for kind in _HOOKS for hook in getattr(torch.nn.modules.module, f"_global{kind}").values()]
     codes = sorted({content_key(type(module)) for module in modules.values()})
-    return content_key(repr(model), contents, codes, [(name, _settings(module)) for name, module in modules.items()])
+    return content_key(repr(model), _each_key(model.named_parameters(remove_duplicate=False)), codes, hooks, everywhere)
 
 
-def _settings(module):
-    """A module's own attributes and the hooks that somebody put on it, without its weights and submodules."""
-    settings = {name: value for name, value in sorted(vars(module).items()) if name not in _OWN_TO_TORCH}
-    hooks = [hook for name in _HOOKS for hook in vars(module)[name].values() if not isinstance(hook, Hook)]
-    return (settings, hooks) if hooks else settings
+def _state_key(model) -> str:
+    """A hash of buffers and settings: some networks keep in them what they have worked out in an earlier pass, such as the anchors of a detector."""
+    settings = {name: {own: value for own, value in sorted(vars(module).items()) if own not in _OWN_TO_TORCH} for name, module in _bare_modules(model).items()}
+    return content_key(_each_key(model.named_buffers(remove_duplicate=False)), settings)
+
+
+def _bare_modules(model):
+    return {name: module for name, module in model.named_modules() if bare(module) is module}
+
+
+def _each_key(tensors):
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(content_key, tensors))
 
 # %% ../../nbs/probe/02_target.ipynb #2c332614
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema", "ema")  # entries of training scripts that hold the weights
@@ -537,9 +544,21 @@ class Target(_Libraries):
         return other
 
     @property
+    def network_key(self) -> str:
+        """A hash of what the network never changes by itself: parameters, structure, code and hooks."""
+        return _network_key(self.model)
+
+    @property
     def fingerprint(self) -> str:
+        return self.fingerprint_with(self.network_key)
+
+    def fingerprint_with(
+        self,
+        network_key: str,  # as it is at present
+    ) -> str:
+        """`fingerprint`, where the network's key is known already: it reads all weights."""
         said = [(self.layout, self.calls, self.autocast)] if self.layout or self.calls or self.autocast else []
-        return content_key(_model_key(self.model), [self._plain(layer) for layer in self.layers], self.preprocess, *said)
+        return content_key(network_key, _state_key(self.model), [self._plain(layer) for layer in self.layers], self.preprocess, *said)
 
     def __repr__(self):
         known = ", ".join(f"{layer!r}: {self.layouts[layer]}" for layer in self.layers if layer in self.layouts)

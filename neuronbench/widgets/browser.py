@@ -20,7 +20,7 @@ from PIL import Image
 from ..basics import choose
 from ..describe.descriptions import COLUMNS, guarded, replaced
 from ..probe.layout import POOLINGS
-from ..probe.recording import check_images
+from ..probe.recording import same_images
 from ..probe.seen import Seen
 from .files import joined
 from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
@@ -179,7 +179,7 @@ class Browser(UnitList):
     """A view of the units of a recording; made by `browse`."""
 
     def __init__(self, recording, images, layer=None, descriptions=None, pool=None):
-        self.images = check_images(recording, images)
+        self.images = same_images(recording, images)
         seen = Seen(images, recording.target)
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(fitted(seen[i])))
         self._evidence = functools.lru_cache(256)(lambda layer, unit, k, pool: evidence(recording, layer, unit, k, pool=pool))

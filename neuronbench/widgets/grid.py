@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..basics import choose, clean_text
 from ..probe.exemplars import exemplars
-from ..probe.recording import check_images
+from ..probe.recording import same_images
 from ..probe.seen import Seen
 
 # %% ../../nbs/widgets/01_grid.ipynb #bbc492f6
@@ -306,7 +306,7 @@ def card(
     import matplotlib.pyplot as plt
 
     shown = evidence(recording, layer, unit, k, pool=pool)
-    pictures = exemplar_pictures(Seen(check_images(recording, images), recording.target), shown, opacity, threshold)
+    pictures = exemplar_pictures(Seen(same_images(recording, images), recording.target), shown, opacity, threshold)
     figure = plt.figure(figsize=(WIDTH, 1), dpi=120, facecolor="white")
     plt.close(figure)  # the caller shows it; pyplot must not show it a second time
     lettering = Lettering(figure)

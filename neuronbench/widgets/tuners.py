@@ -12,7 +12,7 @@ import ipywidgets
 import traitlets
 
 from ..basics import choose
-from ..probe.recording import check_images
+from ..probe.recording import same_images
 from .files import joined
 from .compare import Compare
 from .crops_tuner import FIELDS as CROP_FIELDS
@@ -123,5 +123,5 @@ def tune(
     folder="prompts",  # of the saved prompts
 ) -> Tuners:
     """All tuners of one unit as one workbench. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError for other images."""
-    check_images(recording, images)
+    same_images(recording, images)
     return Tuners(method, recording, layer, unit, truth, chats, scorings, folder)
