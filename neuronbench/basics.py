@@ -275,8 +275,10 @@ _LIBRARIES = tuple(folder + os.sep for folder in sorted({sysconfig.get_path("std
 def _installed(module, file=None) -> bool:
     """Whether a module, or the file of a function, comes with Python or is installed, rather than written by the user."""
     top = str(module).split(".")[0]
+    if file is None and top == "__main__":  # the user's, whichever program runs it
+        return False
     file = file or getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
-    return top != "__main__" and (file.startswith(("<frozen", *_LIBRARIES)) if file else top in sys.stdlib_module_names)
+    return file.startswith(("<frozen", *_LIBRARIES)) if file else top in sys.stdlib_module_names
 
 
 def _version(module):

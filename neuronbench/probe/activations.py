@@ -50,7 +50,7 @@ class LayerActivations:
         found = {key: np.frombuffer(value, "<f4") for key, value in self._store.get(dict.fromkeys(keys)).items()}
         missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
         if missing and self.target.network_key != self._network_key:
-            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was first asked (its weights, structure, hooks or code): make a new LayerActivations")
+            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was first asked (its weights, structure or code): make a new LayerActivations")
         for positions, values in self._seen(images, missing):
             new = dict(zip([keys[position] for position in positions], values, strict=True))
             self._store.put({key: value.astype("<f4").tobytes() for key, value in new.items()})

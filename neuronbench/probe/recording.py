@@ -398,7 +398,7 @@ def check_parts(target, images):
 
 
 def same_images(recording, images) -> ProbingSet:
-    """`images` if they are those of the recording, as far as can be told without reading its own again. Errors: ValueError."""
+    """`images` if they are those of the recording, whose own are not read again. Errors: ValueError."""
     if images is not recording.images and images.input_fingerprint != recording.made_of["images"]:
         count = len(recording.images)
         raise ValueError(f"these {len(images)} images are not the {count} images of the recording; record them first, or pass recording.images")
@@ -407,10 +407,10 @@ def same_images(recording, images) -> ProbingSet:
 
 def check_images(recording, images) -> ProbingSet:
     """`images` if they, and the network, are still what was recorded: what a method makes of them is kept under the recording's key. Errors: ValueError."""
-    if images is recording.images and images.input_fingerprint != recording.made_of["images"]:
+    if same_images(recording, images) is recording.images and images.input_fingerprint != recording.made_of["images"]:
         raise ValueError("images of the probing set have changed since they were recorded: record them anew")
     recording.check_network()
-    return same_images(recording, images)
+    return images
 
 
 def stored_layouts(group) -> dict:
@@ -439,7 +439,7 @@ class Recording(_Report):
     def check_network(self):
         """Errors: ValueError where the target's network is no longer the one that was recorded, so that a new look at it would not belong to the recording."""
         if self.target.network_key != self.made_of["network"]:
-            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was recorded (its weights, structure, hooks or code): record it anew")
+            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was recorded (its weights, structure or code): record it anew")
 
     def pooled(
         self,

@@ -56,18 +56,22 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def _network_key(model) -> str:
-    """A hash of what a network never changes by itself in eval mode: parameters, structure, code, and hooks, also those on all networks."""
-    modules = _bare_modules(model)
-    hooks = [(name, hook) for name, module in modules.items() for kind in _HOOKS for hook in vars(module)[kind].values() if not isinstance(hook, Hook)]
-    everywhere = [hook for kind in _HOOKS for hook in getattr(torch.nn.modules.module, f"_global{kind}").values()]
-    codes = sorted({content_key(type(module)) for module in modules.values()})
-    return content_key(repr(model), _each_key(model.named_parameters(remove_duplicate=False)), codes, hooks, everywhere)
+    """A hash of what a network never changes by itself in eval mode: parameters, structure and code."""
+    codes = sorted({content_key(type(module)) for module in _bare_modules(model).values()})
+    return content_key(repr(model), _each_key(model.named_parameters(remove_duplicate=False)), codes)
 
 
 def _state_key(model) -> str:
-    """A hash of buffers and settings: some networks keep in them what they have worked out in an earlier pass, such as the anchors of a detector."""
-    settings = {name: {own: value for own, value in sorted(vars(module).items()) if own not in _OWN_TO_TORCH} for name, module in _bare_modules(model).items()}
-    return content_key(_each_key(model.named_buffers(remove_duplicate=False)), settings)
+    """A hash of buffers, settings and hooks, also those on all networks. A pass may change them: a detector keeps its anchors, a hook counts."""
+    settings = {name: _settings(module) for name, module in _bare_modules(model).items()}
+    everywhere = [hook for kind in _HOOKS for hook in getattr(torch.nn.modules.module, f"_global{kind}").values()]
+    return content_key(_each_key(model.named_buffers(remove_duplicate=False)), settings, everywhere)
+
+
+def _settings(module):
+    """A module's own attributes and the hooks that somebody put on it, without its weights and submodules."""
+    settings = {name: value for name, value in sorted(vars(module).items()) if name not in _OWN_TO_TORCH}
+    return settings, [hook for kind in _HOOKS for hook in vars(module)[kind].values() if not isinstance(hook, Hook)]
 
 
 def _bare_modules(model):
@@ -545,7 +549,7 @@ class Target(_Libraries):
 
     @property
     def network_key(self) -> str:
-        """A hash of what the network never changes by itself: parameters, structure, code and hooks."""
+        """A hash of what the network never changes by itself: parameters, structure and code."""
         return _network_key(self.model)
 
     @property
