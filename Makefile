@@ -17,7 +17,7 @@ test: $(VENV)/installed
 	$(BIN)/python .ci/build.py chromium
 	$(BIN)/python .ci/build.py check
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/bench/run.py
