@@ -484,6 +484,59 @@ def test_a_data_set_that_cannot_be_read_is_refused(name, split, sentence, saved,
     assert sentence in refused_after_output([*arguments, *(["--split", split] if split else [])], capsys)
 
 
+
+def laid_out(folder, names):
+    """A folder with a small file of the kind that each name says."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            pd.DataFrame({"a": [1]}).to_parquet(folder / name)
+        elif name.endswith(".csv"):
+            pd.DataFrame({"a": [1]}).to_csv(folder / name)
+        else:
+            Image.new("RGB", (8, 8)).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("names, split, sentence", [
+    (["tram/1.png", "cab/1.png", "bullet_train/1.png"], None, "only 1 of the 3 files in it would be read, without 'cab/1.png' and 1 more"),
+    (["tram/1.png", "test tube/1.png", "bullet_train/1.png"], "test", "only 2 of the 3 files in it would be read, without 'tram/1.png'"),
+    (["1.png", "2.png", "val-3.png"], None, "give the folder as --images"),
+    (["train/tram/1.png", "train/test_tube/1.png", "test/tram/2.png"], "test", "'train/test_tube/1.png' in it would be read 2 times"),
+    (["train/tram/1.png", "train/bullet_train/1.png"], None, "'train/bullet_train/1.png' in it would be read 2 times"),
+    (["train/tram/1.png", "tram/1.png"], "train", "without 'tram/1.png'"),
+    (["tram/1.png", "__cab/1.png"], None, "without '__cab/1.png'"),
+    (["a.parquet", "b.parquet", "train.parquet"], None, "without 'a.parquet' and 1 more; Hugging Face takes words such as train, test and val in the names of files and folders for splits: rename the files"),
+    (["a.csv", "my_test.csv"], None, "without 'a.csv'"),
+])
+def test_a_folder_that_hugging_face_would_read_in_part_is_refused(names, split, sentence, tmp_path, capsys):
+    arguments = [*RESNET, "--dataset", laid_out(tmp_path / "folder", names), "--method", "invert", "--out", tmp_path / "out"]
+    assert sentence in refused_after_output([*arguments, *(["--split", split] if split else [])], capsys)
+
+
+def test_images_that_a_table_of_metadata_does_not_name_are_missed(tmp_path):
+    folder = laid_out(tmp_path / "folder", ["1.png", "2.png", "3.png"])
+    (folder / "metadata.csv").write_text("file_name,mask_file_name\n1.png,2.png\n")
+    with pytest.raises(ValueError, match="its rows hold only 2 of the 3 images in it"):
+        cli.load_dataset(str(folder))
+    (folder / "3.png").unlink()
+    assert len(cli.load_dataset(str(folder))) == 1
+
+
+@pytest.mark.parametrize("names, split, count", [
+    (["tram/1.png", "cab/1.JPG", ".hidden/1.png"], None, 2),
+    (["steam_train/1.png", "bullet_train/1.png"], None, 2),
+    (["train/tram/1.png", "train/cab/1.png", "test/tram/2.png"], "train", 2),
+    (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"], "train", 2),
+    (["a.parquet", "b.parquet", "README.md"], None, 2),
+])
+@pytest.mark.parametrize("where", ["folder", "train/test"])
+def test_a_folder_that_is_read_whole_is_read(names, split, count, where, tmp_path):
+    folder = laid_out(tmp_path / where, [name for name in names if name != "README.md"])
+    (folder / "README.md").write_text("# photographs")
+    assert len(cli.load_dataset(str(folder), split)) == count
+
+
 def test_a_data_set_is_described(saved, tmp_path):
     assert cli.main(["describe", *RESNET, "--units", "1", "--dataset", str(saved / "one"), "--method", "invert", "--cards", "1", "--out", str(tmp_path / "out")]) == 0
     assert len(pd.read_csv(tmp_path / "out" / "descriptions.csv")) == 1
