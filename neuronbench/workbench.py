@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .basics import cache_folder, choose
+from .basics import cache_folder, choose, name_list
 from .describe.clip_dissect import CLIPDissect
 from .describe.compositional import CompositionalExplanations
 from .describe.concepts import concept_set
@@ -289,9 +289,7 @@ class Workbench:
         `pool`: the pooling that ranks the exemplars, recorded if it is not yet; each layer's default when None.
         `options`: `title`, `k` and `quantile` of `write_report`. Errors: those of `recorded`; ValueError if there is no description to report on.
         """
-        layers = [layers] if isinstance(layers, str) else layers
-        for layer in layers or ():
-            choose(layer, self.target.layers, "layer")
+        layers = None if layers is None else [choose(layer, self.target.layers, "layer") for layer in name_list(layers, "layers")]
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [one for one in self.failures if layers is None or one["layer"] in layers]
         comparison = None if values is None else summary(values)

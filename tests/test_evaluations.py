@@ -84,6 +84,21 @@ class FlatPainter:
         return next((colour for name, colour in COLOURS.items() if name in prompt), (1, 1, 1))
 
 
+def spotted(seed):
+    """Dull noise with one bright pixel: its mean and its maximum say different things."""
+    chance = np.random.default_rng(seed)
+    pixels = chance.integers(0, 120, (8, 8, 3))
+    pixels[chance.integers(8), chance.integers(8)] = chance.integers(120, 256, 3)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+class SpotPainter:
+    fingerprint = "spots"
+
+    def paint(self, prompts, count=10, progress=True):
+        return [[spotted(1000 + len(prompt) + number) for number in range(count)] for prompt in prompts]
+
+
 @pytest.fixture(scope="module")
 def recording():
     images = [flat(colour, light) for light in np.linspace(0.1, 0.9, 20) for colour in COLOURS.values()]
@@ -329,3 +344,18 @@ def test_too_few_described_units_are_said(recording):
     table = pd.concat([described((0, "red")), described((0, "red"), layer="head")])
     with pytest.raises(ValueError, match="A describes 1 units of 'head' and 1 of 'maps': expected at least 1 and 4"):
         connections(table, recording, "maps", "head", ColourModel(), strongest=2)
+
+
+@pytest.mark.parametrize("evaluate", [
+    lambda recording, pool: synthesis(described((0, "red"), (1, "green")), recording, SpotPainter(), count=6, pool=pool),
+    lambda recording, pool: faithfulness(described((0, "red"), (1, "green")), recording, ColourModel(), seen=2, top=4, pool=pool),
+    lambda recording, pool: class_detection(described((0, "red"), (1, "green")), recording, pd.DataFrame({"red": np.arange(24) % 3 == 0, "green": np.arange(24) % 3 == 1}), [ColourModel()], pool=pool)],
+    ids=["synthesis", "faithfulness", "class_detection"])
+def test_units_are_judged_by_the_pooling_that_is_asked_for(evaluate):
+    target, images = Target(Colours(), ["maps"], preprocess, device="cpu"), nb.ProbingSet.from_images([spotted(seed) for seed in range(24)])
+    both, largest, means = (nb.record(target, images, pool=pool, progress=False) for pool in (("mean", "max"), "max", "mean"))
+    pd.testing.assert_frame_equal(evaluate(both, "max"), evaluate(largest, None))
+    pd.testing.assert_frame_equal(evaluate(both, None), evaluate(means, None))
+    assert not evaluate(both, "max").equals(evaluate(both, None))
+    with pytest.raises(KeyError, match="mean"):
+        evaluate(means, "max")

@@ -39,18 +39,19 @@ def class_detection(
     recording,  # Recording
     labels: pd.DataFrame,  # (image of the probing set, class) bool: whether an image shows a class; its columns are the classes' names
     models: list,  # see `nearest_units`
+    pool: str | None = None,  # recorded pooling that the units were described by; each layer's default if None
 ) -> pd.DataFrame:
     """Columns method, class, units (tuple of layer and unit), description, similarity, AUROC: the mean over units that are equally near.
 
-    AUROC is NaN for a class that all images have, or none. Errors: those of `described_units` and `nearest_units`; TypeError for labels that are no table; ValueError for labels of another number of images.
+    AUROC is NaN for a class that all images have, or none. Errors: those of `described_units` and `nearest_units`; KeyError for a pooling that was not recorded; TypeError for labels that are no table; ValueError for labels of another number of images.
     """
     check_columns(labels, (), "labels")
     if len(labels) != len(recording.images):
         raise ValueError(f"labels of {len(labels)} images: expected a row for each of the {len(recording.images)} images of the recording")
     given = described_units(descriptions, recording)
-    given = given[[bool(np.isfinite(recording[row.layer].values[:, row.unit]).all()) for row in given.itertuples()]]
+    given = given[[bool(np.isfinite(recording.pooled(row.layer, pool).values[:, row.unit]).all()) for row in given.itertuples()]]
     near = nearest_units(given, list(labels.columns), models)
-    near["AUROC"] = [_auroc(recording[row.layer], row.unit, labels[row[2]].values) for row in near.itertuples()]
+    near["AUROC"] = [_auroc(recording.pooled(row.layer, pool), row.unit, labels[row[2]].values) for row in near.itertuples()]
     near["units"] = list(zip(near.layer, near.unit))
     grouped = near.groupby(["method", "class"], sort=False)
     return grouped.agg(units=("units", tuple), description=("description", "first"), similarity=("similarity", "first"), AUROC=("AUROC", "mean")).reset_index()

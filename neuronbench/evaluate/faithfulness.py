@@ -38,10 +38,11 @@ def faithfulness(
     top: int = 100,  # of the others, that count as activating the unit
     prompt: str = "{}",  # what CLIP is told, see `prompted`
     seed: int = 0,  # of the random images
+    pool: str | None = None,  # recorded pooling that the units were described by; each layer's default if None
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, Pearson, Spearman, top against random: a row for each description.
 
-    NaN for units that are not finite or the same on all images. Errors: those of `described_units` and `prompted`; ValueError for fewer than `seen + 2 * top` images.
+    NaN for units that are not finite or the same on all images. Errors: those of `described_units` and `prompted`; KeyError for a pooling that was not recorded; ValueError for fewer than `seen + 2 * top` images.
     """
     given = described_units(descriptions, recording)
     texts = list(dict.fromkeys(given.description))
@@ -51,7 +52,7 @@ def faithfulness(
     if len(rows) < seen + 2 * top:
         raise ValueError(f"{len(rows)} images: expected at least {seen + 2 * top}, to leave out {seen} and compare {top} with {top} others")
     fits = clip.embed_images(recording.images, rows) @ clip.embed_texts([prompted(prompt, text) for text in texts], progress=False).T
-    scores = [_held_out(fits[:, texts.index(row.description)], recording[row.layer].values[:, row.unit], seen, top, seed) for row in given.itertuples()]
+    scores = [_held_out(fits[:, texts.index(row.description)], recording.pooled(row.layer, pool).values[:, row.unit], seen, top, seed) for row in given.itertuples()]
     return pd.concat([given, pd.DataFrame(scores)], axis=1)
 
 

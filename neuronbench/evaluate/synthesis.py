@@ -47,21 +47,22 @@ def synthesis(
     count: int = 50,  # painted images of each description
     prompt: str = CLOSE_UP,  # what the painter is told, see `prompted`
     watch=None,  # callable: (prompts done, prompts to do)
+    pool: str | None = None,  # recorded pooling that the units were described by; each layer's default if None
 ) -> pd.DataFrame:
     """Columns layer, unit, description, method, painted (images), AUC, MAD, reason: a row for each description.
 
     Both numbers are NaN, and `reason` says why, for a unit that is not finite on all images and where the painter gave no image.
-    Errors: those of `described_units` and `prompted`.
+    Errors: those of `described_units` and `prompted`; KeyError for a pooling that was not recorded.
     """
     given = described_units(descriptions, recording)
-    parts = [_of_layer(layer, rows, recording, painter, count, prompt, watch) for layer, rows in given.groupby("layer", sort=False)]
+    parts = [_of_layer(layer, rows, recording, painter, count, prompt, watch, pool) for layer, rows in given.groupby("layer", sort=False)]
     return pd.concat(parts, ignore_index=True) if parts else given.assign(painted=0, AUC=np.nan, MAD=np.nan, reason="")
 
 
-def _of_layer(layer, rows, recording, painter, count, prompt, watch):
-    studio = Studio(painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer)), count)
+def _of_layer(layer, rows, recording, painter, count, prompt, watch, pool):
+    studio = Studio(painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer, pool)), count)
     prompts = {text: prompted(prompt, text) for text in rows.description}
-    looked, controls = studio.look(prompts.values(), watch), recording[layer].values
+    looked, controls = studio.look(prompts.values(), watch), recording.pooled(layer, pool).values
     found = [_numbers(looked[prompts[row.description]][0], controls, row.unit) for row in rows.itertuples()]
     table = pd.concat([rows.reset_index(drop=True), pd.DataFrame(found, columns=["painted", "AUC", "MAD", "reason"])], axis=1)
     silent = table.reason.eq("the painter gave no image")

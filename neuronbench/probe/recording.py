@@ -31,7 +31,7 @@ from .store import ArrayPlan, damaged, locked, make_way_for_chunks, new_array, n
 from .target import Target
 
 # %% ../../nbs/probe/03_recording.ipynb #8fc76a25
-_FORMAT = 3  # of what is stored; a recording of another format is another recording
+_FORMAT = 4  # of what is stored; a recording of another format is another recording
 _SKETCH_SIZE = 65535  # the largest KLL sketch: exact up to that many values, rank error below 0.01 % beyond
 
 
