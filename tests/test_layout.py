@@ -37,6 +37,47 @@ def from_open_clip(name):
     return lambda: open_clip.create_model(name).visual
 
 
+def detr():
+    """An object detector of as many queries as a 64 x 64 image has patches."""
+    backbone = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"])
+    sizes = {f"{part}_{name}": count for part in ("encoder", "decoder") for name, count in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}
+    return transformers.DetrModel(transformers.DetrConfig(num_queries=4, use_timm_backbone=False, backbone_config=backbone, backbone=None, use_pretrained_backbone=False, d_model=32, **sizes))
+
+
+class LastAndFixed(nn.Module):
+    """Maps with their units last and a position embedding of one size, behind which no module says where the units are."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.patches, self.where, self.drop = nn.Conv2d(3, units, 4, 4), nn.Parameter(torch.zeros(1, 8, 8, units)), nn.Dropout(0.0)
+
+    def forward(self, x):
+        return self.drop(self.patches(x).permute(0, 2, 3, 1) + self.where)
+
+
+class MixesTokens(nn.Module):
+    """A linear layer over the patches, turned back and added."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix, self.block = nn.Conv2d(3, 24, 8, 8), nn.Linear(16, 16), nn.Identity()
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.block(tokens + self.mix(tokens.transpose(1, 2)).transpose(1, 2))
+
+
+class NormOfMaps(nn.Module):
+    """A layer norm over all three axes of maps."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, units, 2, 2), nn.LayerNorm((units, 16, 16))
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
 VIT_TORCHVISION = partial(torchvision.models.VisionTransformer, 64, 16, 2, 4, 48, 96)
 NETWORKS = [  # network, size of the images, {layer: (kind, units, tokens in front, class token, grid)}
     (from_torchvision("resnet18"), (64, 96), {"layer3": ("maps", 256, 0, False, (4, 6)), "layer1.0.bn2": ("maps", 64, 0, False, (16, 24)), "fc": ("vectors", 1000, 0, False, None)}),
@@ -72,6 +113,18 @@ NETWORKS = [  # network, size of the images, {layer: (kind, units, tokens in fro
     (from_transformers("Swin", **SWIN), (64, 96), {"encoder.layers.0": ("tokens", 48, 0, False, (8, 12)), "encoder.layers.0.blocks.1": ("tokens", 24, 0, False, (16, 24))}),
     (from_transformers("ConvNext", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]), (64, 96), {"encoder.stages.2": ("maps", 48, 0, False, (4, 6))}),
     (from_transformers("Pvt", image_size=64), (64, 64), {"encoder.block.0.1": ("tokens", 64, 0, False, (16, 16)), "encoder.block.3.1": ("tokens", 512, 1, True, (2, 2))}),
+    (from_timm("gmlp_ti16_224", img_size=64), (64, 64), {"blocks.0.mlp_channels.gate": ("tokens", 384, 0, False, (4, 4)), "blocks.1.mlp_channels.norm": ("tokens", 384, 0, False, (4, 4))}),
+    (from_timm("resmlp_12_224", img_size=64), (64, 64), {"blocks.0.norm2": ("tokens", 384, 0, False, (4, 4)), "blocks.3.norm2": ("tokens", 384, 0, False, (4, 4))}),
+    (from_timm("tnt_s_legacy_patch16_224"), (224, 224), {"blocks.0.norm_out": ("tokens", 384, 1, True, (14, 14))}),
+    (from_transformers("SamVision", output_channels=16, global_attn_indexes=[1], window_size=2, mlp_ratio=2.0, **SMALL | {"patch_size": 16}), (64, 64),
+     {"vision_encoder.patch_embed": ("maps-last", 48, 0, False, (4, 4)), "vision_encoder.layers.1": ("maps-last", 48, 0, False, (4, 4))}),
+    (from_transformers("GroupViTVision", depths=[1, 1, 1], num_group_tokens=[8, 4, 0], num_output_groups=[8, 4, 0], **SMALL | {"patch_size": 16}), (64, 64),
+     {"vision_model.encoder.stages.0.downsample.mlp_inter": ("positions-last", 48, 0, False, None), "vision_model.encoder.stages.1": ("positions-last", 48, 0, False, None)}),
+    (detr, (64, 64), {"encoder.layers.0": ("tokens", 32, 0, False, (2, 2)), "decoder.layers.0": ("positions-last", 32, 0, False, None), "decoder.layernorm": ("positions-last", 32, 0, False, None)}),
+    (from_timm("davit_tiny"), (224, 224), {"stages.3.blocks.0.0.attn": ("tokens", 768, 0, False, (7, 7))}),  # one window, at half the size as well
+    (partial(LastAndFixed, 24), (32, 32), {"drop": ("maps-last", 24, 0, False, (8, 8))}),
+    (MixesTokens, (32, 32), {"block": ("tokens", 24, 0, False, (4, 4))}),
+    (partial(NormOfMaps, 8), (32, 32), {"norm": ("maps", 8, 0, False, (16, 16))}),
     (from_open_clip("ViT-B-32"), (224, 224), {"transformer.resblocks.1": ("tokens", 768, 1, True, (7, 7)), "transformer.resblocks.1.mlp.gelu": ("tokens", 3072, 1, True, (7, 7))}),
     (from_open_clip("RN50"), (224, 224), {"layer3": ("maps", 1024, 0, False, (14, 14)), "attnpool": ("vectors", 1024, 0, False, None)}),
 ]
@@ -101,6 +154,8 @@ def direct(output, kind, prefix, class_token, grid):
         return output.mean((2, 3)), output
     if kind == "maps-last":
         return output.mean((1, 2)), output.permute(0, 3, 1, 2)
+    if kind == "positions-last":
+        return output.mean(1), None
     patches = output[:, prefix:]
     return output[:, 0] if class_token else patches.mean(1), patches.transpose(1, 2).reshape(len(output), output.shape[2], *grid)
 
@@ -152,6 +207,21 @@ class Heads(nn.Module):
         return self.softmax(self.norm(tokens) @ tokens.transpose(2, 3)) @ tokens
 
 
+class OtherHeads(nn.Module):
+    """Attention that keeps its number of heads under a name of its own, for images of any size or of one."""
+
+    def __init__(self, name, size=None):
+        super().__init__()
+        setattr(self, name, 4)
+        self.where = nn.Parameter(torch.zeros(size)) if size else 0
+        self.patches, self.qkv, self.softmax, self.out = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), nn.Softmax(-1), nn.Linear(16, 16)
+
+    def forward(self, x):
+        tokens = self.patches(x + self.where).flatten(2).transpose(1, 2)
+        queries, keys, values = self.qkv(tokens).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        return self.out((self.softmax(queries @ keys.transpose(2, 3)) @ values).transpose(1, 2).flatten(2))
+
+
 class Windows(nn.Module):
     """Folds four windows of an image into the batch."""
 
@@ -201,6 +271,13 @@ SMALL_VIT = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3
 REFUSED = [
     (lambda: nn.Sequential(Heads()), "0.softmax", (16, 16), "by attention head: a head is not a unit"),
     (lambda: nn.Sequential(Heads()), "0.norm", (16, 16), "by attention head: a head is not a unit"),
+    (lambda: OtherHeads("num_heads"), "softmax", (32, 32), "by attention head: a head is not a unit"),
+    (lambda: nn.Sequential(OtherHeads("nhead")), "0.softmax", (32, 48), "by attention head: a head is not a unit"),
+    (lambda: nn.Sequential(OtherHeads("h", (32, 32))), "0.softmax", (32, 32), "by attention head: a head is not a unit"),
+    (partial(LastAndFixed, 8), "drop", (32, 32), r"say layout=\{'drop': 'maps'\} if it is axis 1, or layout=\{'drop': 'maps-last'\} if it is the last"),
+    (partial(NormOfMaps, 16), "norm", (32, 32), r"say layout=\{'norm': 'maps'\} if it is axis 1"),
+    (lambda: timm.create_model("mobilevitv2_050"), "stages.2.1.transformer", (64, 64), r"4 x 16 positions that are no map of the image.* say layout=\{'stages.2.1.transformer': 'maps'\}"),
+    (lambda: timm.create_model("mobilevitv2_050"), "stages.2.1.transformer.0.mlp.fc1", (64, 96), r"4 x 24 positions that are no map of the image"),
     (Windows, "inside", (8, 8), r"\(8, 4, 4, 4\) for 2 images and \(12, 4, 4, 4\) for 3: expected one axis that follows the number of images; where windows"),
     (lambda: nn.Sequential(Ambiguous()), "0", (8, 8), r"say layout=\{'0': 'maps'\} if it is axis 1, or layout=\{'0': 'maps-last'\} if it is the last"),
     (Extra, "block", (16, 16), r"has 21 tokens, 5 more than its patch grid of 4 x 4, and the network names no such tokens; say layout="),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'POOLINGS', 'LayoutError', 'Layout', 'arranged', 'positions', 'pooled', 'maps', 'Sight', 'watched_pass',
-           'special_tokens', 'layouts_of', 'layers', 'example_image', 'floating_type']
+           'Special', 'special_tokens', 'layouts_of', 'layers', 'example_image', 'floating_type']
 
 # %% ../../nbs/probe/14_layout.ipynb #e7734613
 import math
@@ -153,20 +153,36 @@ _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.Embeddin
 
 @dataclass
 class Sight:
-    """What one pass showed of a layer, a list entry for each of its calls."""
+    """What one pass showed of a layer in one of its calls."""
 
-    shapes: list = field(default_factory=list)
-    widths: list = field(default_factory=list)  # units of the last module of a known number of them, None before the first
-    grids: list = field(default_factory=list)  # (h, w) of all 2-d convolutions so far, in order
-    unordered: list = field(default_factory=list)  # whether a module has run after which the positions are steps, or patches in another order than the image's
-    units_last: list = field(default_factory=list)  # whether a layer with its units on the last axis has run
-    firsts: list = field(default_factory=list)  # values of what would be the first image's if the batch were axis 0, and axis 1
+    shape: tuple | Exception  # of its tensor, or why it gives none
+    firsts: tuple  # values of what would be the first image's if the batch were axis 0, and axis 1
+    told: frozenset  # unit axes of the torch layers so far that gave this very shape
+    width: tuple = (None, False)  # units of the last module of a known number of them, and whether its kind has them on the last axis
+    units_last: bool = False  # whether a layer with its units on the last axis has run
+    conv: tuple | None = None  # (units, positions) of the last 2-d convolution
+    grids: tuple = ()  # (h, w) of all 2-d convolutions so far, in order
+    lengths: frozenset = frozenset()  # of all rows of tokens, and of all convolutions' maps, so far
+    unordered: bool = False  # whether a module has run after which the positions are steps, or patches in another order than the image's
+
+
+def _of_several_axes(module):
+    """Whether a layer norm runs over maps (U, h, w) or (h, w, U) at once: which axis holds the units, its kind does not tell."""
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
+
+
+def _axis_by_kind(module, ndim):
+    """The unit axis by the kind of a torch layer that computes as torch wrote it, or None."""
+    torchs = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
+    if type(module).forward is not torchs.forward or not issubclass(torchs, _FIRST + _LAST) or _of_several_axes(module):
+        return None  # a subclass may turn its axes, as the LayerNorm2d of several libraries do
+    return 1 if issubclass(torchs, _FIRST) else ndim - 1
 
 
 def _width(module):
     """The number of units that a module gives by its own settings, or None."""
     if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[-1] if len(module.normalized_shape) == 1 else None
+        return None if _of_several_axes(module) else module.normalized_shape[-1]
     for name in ("out_channels", "out_features", "num_features", "num_channels", "embed_dim"):
         if isinstance(width := getattr(module, name, None), int) and (isinstance(module, nn.MultiheadAttention) or not any(module.children())):
             return width
@@ -179,24 +195,18 @@ def watched_pass(
     batch: torch.Tensor,  # (B, C, H, W)
     until: dict | None = None,  # {layer: calls}: the pass ends when each has run as often; at its end if None
 ) -> tuple:
-    """({layer: Sight}, the error that ended the pass behind the chosen layers or None). Errors: whatever the network raises before they have run."""
-    sights, state = {layer: Sight() for layer in modules}, {"width": None, "grids": (), "unordered": False, "last": False}
+    """({layer: [Sight of each call]}, the error that ended the pass or None)."""
+    sights, state, told = {layer: [] for layer in modules}, {}, {}
 
     def ran(name, output):
         module, shape = everything[name], _shape(output)
-        state["width"] = _width(module) or state["width"]
-        state["unordered"] |= isinstance(module, nn.RNNBase) or type(module).__name__ in _REORDERS
-        state["last"] |= isinstance(module, _LAST)
-        if isinstance(module, nn.Conv2d) and shape:
-            state["grids"] = (*state["grids"], tuple(shape[-2:]))
+        state.update(_after(module, shape, state))
+        if (axis := shape and len(shape) > 2 and _axis_by_kind(module, len(shape))):
+            told[shape] = told.get(shape, frozenset()) | {axis}
         for layer in layers_of.get(id(module), ()):
-            sight = sights[layer]
-            shape, firsts = _seen_of_layer(output, layer)
-            sight.shapes.append(shape)
-            sight.firsts.append(firsts)
-            for kept, value in ((sight.widths, "width"), (sight.grids, "grids"), (sight.unordered, "unordered"), (sight.units_last, "last")):
-                kept.append(state[value])
-        if until and all(len(sights[layer].shapes) >= calls for layer, calls in until.items()):
+            seen, firsts = _seen_of_layer(output, layer)
+            sights[layer].append(Sight(seen, firsts, told.get(seen, frozenset()) if isinstance(seen, tuple) else frozenset(), **state))
+        if until and all(len(sights[layer]) >= calls for layer, calls in until.items()):
             raise Finished
 
     everything, layers_of = dict(model.named_modules()), {}
@@ -207,11 +217,25 @@ def watched_pass(
             model(batch)
     except Finished:
         return sights, None
-    except Exception as error:  # what fails behind the chosen layers is not our business
-        if not all(sight.shapes for sight in sights.values()):
-            raise
+    except Exception as error:  # whether it matters depends on which layers had run
         return sights, error
     return sights, None
+
+
+def _after(module, shape, state):
+    """What is new in a pass's state when a module has run that gave a tensor of `shape`, or none."""
+    new, width = {}, _width(module)
+    if width:
+        new["width"] = width, isinstance(module, _LAST)
+    if isinstance(module, nn.RNNBase) or type(module).__name__ in _REORDERS:
+        new["unordered"] = True
+    if isinstance(module, _LAST) and not _of_several_axes(module):
+        new["units_last"] = True
+    if isinstance(module, nn.Conv2d) and shape:
+        new |= {"grids": (*state.get("grids", ()), tuple(shape[-2:])), "conv": (shape[1], math.prod(shape[2:]))}
+    if shape and (isinstance(module, nn.Conv2d) or len(shape) == 3 and _axis_by_kind(module, 3)):
+        new["lengths"] = state.get("lengths", frozenset()) | {math.prod(shape[2:]) if isinstance(module, _FIRST) else shape[1]}
+    return new
 
 
 def _shape(output):
@@ -248,81 +272,120 @@ def _batch_axis(layer, two, three):
     return axes[0]
 
 # %% ../../nbs/probe/14_layout.ipynb #6dfafd25
-def _axis_by_kind(module, ndim):
-    """The unit axis by the kind of a torch layer that computes as torch wrote it, or None."""
-    torchs = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
-    if type(module).forward is not torchs.forward or not issubclass(torchs, _FIRST + _LAST):
-        return None  # a subclass may turn its axes, as the LayerNorm2d of several libraries do
-    return 1 if issubclass(torchs, _FIRST) else ndim - 1
-
-
 def _axis_by_size(shape, other):
     """The one axis that stays as it is at another image size, or None."""
     same = [axis for axis in range(1, len(shape)) if shape[axis] == other[axis]]
     return same[0] if len(shape) == len(other) and len(same) == 1 else None
 
 
-def _axis_by_width(shape, width, size):
-    """The one axis that is as long as the last layer inside has units and leaves positions that fit the image, or None."""
-    candidates = [axis for axis in (1, len(shape) - 1) if shape[axis] == width]
-    if len(shape) == 4:
-        candidates = [axis for axis in candidates if _fits(shape[2:] if axis == 1 else shape[1:3], size)]
-    return candidates[0] if len(candidates) == 1 else None
+def _keeps(other, shape, axis):
+    """Whether an axis is as long at another image size: units are, positions are not."""
+    return len(other) == len(shape) and other[axis] == shape[axis]
+
+
+def _axis_by_shape(sight, shape, size, prefixes):
+    """The unit axis by what ran before in a network of one size, or None; axes of equal length could have been turned unseen."""
+    axes = sight.told or (_axes_of_maps(sight, shape, size) if len(shape) == 4 else _axes_of_tokens(sight, shape, prefixes))
+    return next(iter(axes)) if len(axes) == 1 and shape[1] != shape[-1] else None
+
+
+def _axes_of_maps(sight, shape, size):
+    """The axes that leave a map of the image and that the last module's number of units does not speak against."""
+    fitting = {axis for axis, grid in ((1, shape[2:]), (3, shape[1:3])) if _fits(grid, size)}
+    wide = {axis for axis in (1, 3) if shape[axis] == sight.width[0]}
+    return fitting & wide if wide or sight.units_last else fitting
+
+
+def _axes_of_tokens(sight, shape, prefixes):
+    """The axes that are as long as the last convolution, or the last module, has units."""
+    units, cells = sight.conv or (None, 0)
+    by_conv = {axis for axis in (1, 2) if shape[axis] == units and shape[3 - axis] - cells in prefixes}
+    width, last = sight.width
+    wide = {axis for axis in (1, 2) if shape[axis] == width and not (last and axis == 1)}  # turned after a linear layer, its units may be the positions
+    if len(wide) == 1 and shape[min(wide)] - cells in prefixes:
+        wide = set()  # mixed over the patches
+    return by_conv | wide
 
 
 def _fits(grid, size):
     """Whether a map is the image at one stride in both directions, up to rounding."""
-    return abs(size[0] / grid[0] - size[1] / grid[1]) <= max(size[0] / grid[0] / grid[0], size[1] / grid[1] / grid[1], 1e-9)
+    strides, shape = (size[0] / grid[0], size[1] / grid[1]), size[1] / size[0]
+    return abs(strides[0] - strides[1]) <= max(strides[0] / grid[0], strides[1] / grid[1], 1e-9) and abs(grid[1] - grid[0] * shape) <= 1 + max(1, shape)
 
 
-def _refuse_heads(layer, module, around, shape):
+def _refuse_heads(layer, module, around, sight, shape, other):
     """Errors: LayoutError for an output by attention head, such as (B, heads, T, T) or (B, T, T, heads)."""
-    if len(shape) != 4:
-        return
-    heads = {getattr(each, name) for each, _ in around[1:] for name in ("num_heads", "num_attention_heads", "n_heads", "heads") if isinstance(getattr(each, name, None), int)}
-    talking = shape[1] in heads - {1} and shape[2] == shape[3]  # a convolution over heads
-    last = shape[3] in heads - {1} and shape[1] == shape[2]
-    if last or (talking if isinstance(module, _FIRST) else heads & set(shape[1:3])):
+    if len(shape) == 4 and (_named_heads(module, around, shape) or _between_tokens(module, sight, shape, other)):
         raise LayoutError(f"layer {layer!r} gives {shape}, by attention head: a head is not a unit; record the attention's output or the block around it")
 
 
-def _unit_axis(layer, module, sight, other, size):
+def _named_heads(module, around, shape):
+    """Whether an axis is as long as the modules around say that they have heads."""
+    heads = {getattr(each, name) for each, _ in around[1:] for name in ("num_heads", "num_attention_heads", "n_heads", "heads") if isinstance(getattr(each, name, None), int)}
+    talking = shape[1] in heads - {1} and shape[2] == shape[3]  # a convolution over heads
+    last = shape[3] in heads - {1} and shape[1] == shape[2]
+    return last or (talking if isinstance(module, _FIRST) else bool(heads & set(shape[1:3])))
+
+
+def _between_tokens(module, sight, shape, other):
+    """Whether two axes are as long as rows of tokens, at this image size and at the other: numbers of pairs of tokens. A map's sides are not, at both."""
+    if isinstance(module, _FIRST) or not other and sight.told:
+        return False
+    return any({shape[axis], shape[axis + 1]} <= sight.lengths - {1} and (not other or _other_pair(shape, other, axis)) for axis in (1, 2))
+
+
+def _other_pair(shape, other, axis):
+    sight, there = other
+    return len(there) == 4 and {there[axis], there[axis + 1]} <= sight.lengths and there[axis] != shape[axis]
+
+
+def _unit_axis(layer, module, sight, shape, other, size, prefixes):
     """Of the layer's output with the batch axis in front. Errors: LayoutError."""
-    shape, width, units_last = sight
-    by_kind, by_size = _axis_by_kind(module, len(shape)), other and _axis_by_size(shape, other)
-    otherwise = 1 if len(shape) == 4 and not units_last else _axis_by_width(shape, width, size)
+    by_kind, by_size = _axis_by_kind(module, len(shape)), other and _axis_by_size(shape, other[1])
     known = [axis for axis in (by_kind, by_size) if axis is not None]
     if len(set(known)) == 2:
         raise LayoutError(f"layer {layer!r} gives {shape}: by its kind its units lie on axis {by_kind}, by the shapes at another image size on axis {by_size}; "
                           + _GIVE.format(layer=layer, kind="maps" if len(shape) == 4 else "tokens"))
-    axis = known[0] if known else otherwise
-    if axis is None or (len(shape) == 4 and axis == 2):
+    axis = known[0] if known else _axis_by_shape(sight, shape, size, prefixes)
+    if axis is None or not known and other and not _keeps(other[1], shape, axis) or (len(shape) == 4 and axis == 2):
         first, last = ("maps", "maps-last") if len(shape) == 4 else ("positions", "tokens")
         raise LayoutError(f"layer {layer!r} gives {shape}, and neither its kind nor another image size tells which axis holds the units; say "
                           f"layout={{{layer!r}: {first!r}}} if it is axis 1, or layout={{{layer!r}: {last!r}}} if it is the last")
     return axis
 
+
 # %% ../../nbs/probe/14_layout.ipynb #e6023e8f
 _CLASS, _DISTILLED, _REGISTERS = ("cls_token", "class_token", "class_embedding", "cls_embedding"), ("dist_token", "distillation_token"), ("reg_token", "register_token")
+_LEARNED = ("token", "quer", "latent")  # in the names of tokens that no image gives: group tokens, object queries, latents
+
+
+@dataclass
+class Special:
+    """Tokens that a network's parameters hold."""
+
+    counts: tuple = (0, 0, 0)  # class, distillation and register tokens that they name
+    learned: frozenset = frozenset()  # the numbers of those of which a parameter holds several: groups, queries
 
 
 def special_tokens(
     model: nn.Module,
-) -> tuple:
-    """(class, distillation, register) tokens that the network's parameters name, int each."""
+) -> Special:
+    """What the names and shapes of a network's parameters say of its tokens."""
     counts = [0, 0, 0]
     for name, parameter in model.named_parameters():
         for kind, words in enumerate((_CLASS, _DISTILLED, _REGISTERS)):
             if name.rsplit(".", 1)[-1].startswith(words):
                 counts[kind] = parameter.shape[-2] if kind == 2 and parameter.ndim > 1 else 1
-    return tuple(counts)
+    held = [(name, parameter.shape[1]) for name, parameter in model.named_parameters() if parameter.ndim == 3 and len(parameter) == 1]
+    held += [(name, module.num_embeddings) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    return Special(tuple(counts), frozenset(count for name, count in held if count > 1 and any(word in name.rsplit(".", 1)[-1] for word in _LEARNED)))
 
 
 def _allowed_prefixes(special):
     """{number of tokens in front: whether the first is a class token}; a network that names none may still have a class token."""
-    class_, distilled, registers = special
-    known = {0: False, registers: False, distilled + registers: False, class_: class_ > 0, class_ + distilled: class_ > 0, class_ + registers: class_ > 0, sum(special): class_ > 0}
-    return {0: False, 1: True} if sum(special) == 0 else known | {0: False}
+    class_, distilled, registers = special.counts
+    known = {0: False, registers: False, distilled + registers: False, class_: class_ > 0, class_ + distilled: class_ > 0, class_ + registers: class_ > 0, sum(special.counts): class_ > 0}
+    return {0: False, 1: True} if sum(special.counts) == 0 else known | {0: False}
 
 
 def _patches(count, grids, size, prefixes):
@@ -342,13 +405,15 @@ def _patches(count, grids, size, prefixes):
     return fitting[0] if len(fitting) == 1 else None
 
 # %% ../../nbs/probe/14_layout.ipynb #daf78143
-def _tokens_layout(layer, shape, sight, size, special, first):
-    """The Layout of (B, T, U) output, `first` with the tokens in front of the batch. Errors: LayoutError."""
+def _tokens_layout(layer, shape, sight, size, special, first, other=None):
+    """The Layout of (B, T, U) output, `first` with the tokens in front of the batch, `other` at another image size. Errors: LayoutError."""
     grids, unordered = sight
     steps, prefixes = Layout("positions-first" if first else "positions-last", shape[2]), _allowed_prefixes(special)
     if unordered:
         return steps
     if (patches := _patches(shape[1], grids, size, prefixes)) is not None:
+        if _stay(shape, patches[0], grids, other) or not other and patches[0] not in grids and shape[1] in special.learned:
+            return steps
         return Layout("tokens-first" if first else "tokens", shape[2], patches[1], prefixes[patches[1]], patches[0], size)
     extra = shape[1] - math.prod(grids[-1]) if grids else 0
     if extra > 0:
@@ -356,6 +421,12 @@ def _tokens_layout(layer, shape, sight, size, special, first):
             f"layer {layer!r} has {shape[1]} tokens, {extra} more than its patch grid of {grids[-1][0]} x {grids[-1][1]}, and the network names no such tokens; say "
             f"layout={{{layer!r}: Layout('tokens', prefix=..., class_token=..., grid=...)}}, or 'positions-last' to take all tokens alike")
     return steps
+
+
+def _stay(shape, grid, grids, other):
+    """Whether tokens are as many at another image size, where the convolutions' maps are others: an object detector's queries, though they may be 10 x 10."""
+    return other is not None and math.prod(grid) > 1 and shape[:2] == other[1][:2] and (not grids or grids != other[0].grids)
+
 
 # %% ../../nbs/probe/14_layout.ipynb #af81cf1a
 def _chosen_call(layer, calls, given):
@@ -393,43 +464,49 @@ def _reordered(around):
     return any(kind in _REORDERS_INSIDE and inside.startswith(_REORDERS_INSIDE[kind]) for kind, inside in kinds)
 
 
-def _refuse_blocks(layer, shape, size, reordered):
-    """Errors: LayoutError for (B, blocks, patches of a block, units), which are no maps."""
-    if reordered or not _fits(shape[1:3], size):
-        raise LayoutError(f"layer {layer!r} gives {shape} for images of {size[0]} x {size[1]}: {shape[1]} x {shape[2]} positions that are no map of the image, such as blocks and "
-                          f"their patches; record the layer around it, or say layout={{{layer!r}: 'maps-last'}} if they are one")
+def _refuse_blocks(layer, shape, axis, size, reordered, other):
+    """Errors: LayoutError for blocks and the patches of each, with the units on `axis` of 1 and 3, which are no maps."""
+    grid = shape[2:] if axis == 1 else shape[1:3]
+    lost = axis == 3 and (reordered or not _fits(grid, size))
+    if lost or other and _by_area(grid, other[1][2:] if axis == 1 else other[1][1:3]):
+        raise LayoutError(f"layer {layer!r} gives {shape} for images of {size[0]} x {size[1]}: {grid[0]} x {grid[1]} positions that are no map of the image, such as blocks and "
+                          f"their patches; record the layer around it, or say layout={{{layer!r}: {'maps' if axis == 1 else 'maps-last'!r}}} if they are one")
+
+
+def _by_area(grid, other):
+    """Whether, at half or twice the image size, one side stays and the other grows as the image's area does."""
+    grown = [max(pair) / min(pair) for pair in zip(grid, other) if pair[0] != pair[1]]
+    return len(grown) == 1 and grown[0] > 3
 
 
 def _decide(layer, module, around, special, two, three, other, size, given, call):
     """The Layout of one layer; `around` as `modules_around` and `special` as `special_tokens` give them. Errors: LayoutError and ValueError, one sentence."""
-    call = _chosen_call(layer, len(two.shapes), call)
-    shapes = [sight.shapes[call - 1] for sight in (two, three)]
-    for shape in shapes:
-        if isinstance(shape, Exception):
-            raise LayoutError(str(shape))
-    batch = _batch_axis(layer, *shapes)
-    _refuse_company(layer, *(sight.firsts[call - 1][batch] for sight in (two, three)))
+    calls, call = len(two), _chosen_call(layer, len(two), call)
+    two, three = two[call - 1], three[call - 1]
+    for sight in (two, three):
+        if isinstance(sight.shape, Exception):
+            raise LayoutError(str(sight.shape))
+    batch = _batch_axis(layer, two.shape, three.shape)
+    _refuse_company(layer, two.firsts[batch], three.firsts[batch])
     reordered = _reordered(around)
-    context = two.grids[call - 1], two.unordered[call - 1] or reordered
+    context = two.grids, two.unordered or reordered
     if given is not None:
-        said = _given_layout(layer, given, shapes[0], batch, lambda said: _grid_of(said, layer, shapes[0], context, size, special))
-        return _measured(said, shapes[0], said.size or size, call, len(two.shapes))
-    shape = shapes[0] if batch == 0 else (shapes[0][1], shapes[0][0], shapes[0][2])
-    resized = _resized_shape(other, call, batch)
+        said = _given_layout(layer, given, two.shape, batch, lambda said: _grid_of(said, layer, two.shape, context, size, special))
+        return _measured(said, two.shape, said.size or size, call, calls)
+    shape, resized = _batch_in_front(two.shape, batch), _resized(other, call, batch)
     if len(shape) == 2:
         found = Layout("vectors", shape[1])
     elif batch == 1:
-        found = _tokens_layout(layer, shape, context, size, special, True)
+        found = _tokens_layout(layer, shape, context, size, special, True, resized)
     else:
-        _refuse_heads(layer, module, around, shape)
-        axis = _unit_axis(layer, module, (shape, two.widths[call - 1], two.units_last[call - 1]), resized, size)
-        if len(shape) == 4 and axis == 3:
-            _refuse_blocks(layer, shape, size, reordered)
+        _refuse_heads(layer, module, around, two, shape, resized)
+        axis = _unit_axis(layer, module, two, shape, resized, size, _allowed_prefixes(special))
         if len(shape) == 4:
+            _refuse_blocks(layer, shape, axis, size, reordered, resized)
             found = Layout("maps" if axis == 1 else "maps-last", shape[axis])
         else:
-            found = Layout("positions", shape[1]) if axis == 1 else _tokens_layout(layer, shape, context, size, special, False)
-    return _measured(found, shapes[0], size, call, len(two.shapes))
+            found = Layout("positions", shape[1]) if axis == 1 else _tokens_layout(layer, shape, context, size, special, False, resized)
+    return _measured(found, two.shape, size, call, calls)
 
 
 def _measured(layout, shape, size, call, calls):
@@ -452,30 +529,33 @@ def _grid_of(said, layer, shape, context, size, special):
     return found
 
 
-def _resized_shape(other, call, batch):
-    """A layer's shape at another image size, the batch in front, or None where there is none."""
-    shape = other.shapes[call - 1] if other and len(other.shapes) >= call else None
-    return shape if isinstance(shape, tuple) and batch == 0 else None
+def _batch_in_front(shape, batch):
+    return shape if batch == 0 else (shape[1], shape[0], *shape[2:])
+
+
+def _resized(other, call, batch):
+    """(Sight, shape with the batch in front) of a layer's call at another image size, or None where there is none."""
+    sight = other[call - 1] if other and len(other) >= call else None
+    return (sight, _batch_in_front(sight.shape, batch)) if sight and isinstance(sight.shape, tuple) else None
+
 
 # %% ../../nbs/probe/14_layout.ipynb #0aae0446
-def _at_another_size(model, modules, batch, calls, kinds):
-    """{layer: Sight} with images of half or twice the size, for the layers of `modules` that need it and as far as the network takes them."""
-    seen, left = {}, {layer: module for layer, module in modules.items() if kinds[layer]}
+def _at_another_size(model, modules, batch, calls, shapes):
+    """{layer: its Sights} with images of half or twice the size, as far as the network takes them; `shapes` of the layers that need it."""
+    seen, left = {}, {layer: calls[layer] for layer in shapes}
     for factor in (0.5, 2):
         if not left:
             break
         size = [max(1, int(pixels * factor)) for pixels in batch.shape[2:]]
-        try:
-            sights, _ = watched_pass(model, left, batch.new_zeros((2, batch.shape[1], *size)), {layer: calls[layer] for layer in left})
-        except Exception:  # fixed position embeddings, windows, strides: each network refuses a size in its own words
-            continue
-        seen |= sights
-        left = {layer: module for layer, module in left.items() if not _tells(sights[layer], kinds[layer])}
+        sights, _ = watched_pass(model, modules, batch.new_zeros((2, batch.shape[1], *size)), left)  # fixed position embeddings, windows, strides: it may end early
+        seen |= {layer: sight for layer, sight in sights.items() if sight and not (layer in seen and layer not in left)}
+        left = {layer: count for layer, count in left.items() if not (sights[layer] and _tells(modules[layer], sights[layer][0].shape, shapes[layer]))}
     return seen
 
 
-def _tells(sight, shape):
-    return isinstance(sight.shapes[0], tuple) and _axis_by_size(shape, sight.shapes[0]) is not None
+def _tells(module, other, shape):
+    by_kind = _axis_by_kind(module, len(shape)) is not None
+    return isinstance(other, tuple) and (other != shape if by_kind else _axis_by_size(shape, other) is not None)
 
 
 def _ramp(image):
@@ -490,13 +570,12 @@ def layouts_of(
     calls: dict,  # {layer: which call counts, from 1}
 ) -> dict:
     """{layer: its Layout, or the error that says why it has none}, from passes over two and three images and, for blocks, another image size."""
-    two, _ = watched_pass(model, modules, image.expand(2, -1, -1, -1).contiguous())
-    ran = {layer: module for layer, module in modules.items() if two[layer].shapes}
-    counts = {layer: len(two[layer].shapes) for layer in ran}
-    company = torch.cat([image, image, image / 2])
-    three, _ = watched_pass(model, ran, company, counts) if ran else ({}, None)
-    open_shapes = {layer: _undecided(module, two[layer].shapes[0]) for layer, module in ran.items()}
-    other, size = _at_another_size(model, ran, image, counts, open_shapes), tuple(image.shape[2:])
+    size = tuple(image.shape[2:])
+    two = _passed(model, modules, image.expand(2, -1, -1, -1).contiguous())
+    ran = {layer: module for layer, module in modules.items() if two[layer]}
+    counts = {layer: len(two[layer]) for layer in ran}
+    three = _passed(model, ran, torch.cat([image, image, image / 2]), counts) if ran else {}
+    other = _at_another_size(model, ran, image, counts, {layer: two[layer][0].shape for layer, module in ran.items() if _undecided(module, two[layer][0].shape, size)})
     places, special, found = {id(each): name for name, each in model.named_modules()}, special_tokens(model), {}
     for layer, module in modules.items():
         if layer not in ran:
@@ -510,10 +589,21 @@ def layouts_of(
     return found
 
 
-def _undecided(module, shape):
-    """The shape of a layer whose unit axis its kind does not tell, else None."""
-    undecided = isinstance(shape, tuple) and len(shape) > 2 and _axis_by_kind(module, len(shape)) is None
-    return shape if undecided else None
+def _passed(model, modules, batch, until=None):
+    """{layer: its Sights}. Errors: whatever the network raises before all layers have run; what fails behind them is not our business."""
+    sights, error = watched_pass(model, modules, batch, until)
+    if error and not all(sights.values()):
+        raise error
+    return sights
+
+
+def _undecided(module, shape, size):
+    """Whether another image size may say more of a layer: of tokens, of maps that are not the image at one stride, and where its kind does not tell its units."""
+    if not isinstance(shape, tuple) or len(shape) < 3:
+        return False
+    axis = _axis_by_kind(module, len(shape))
+    return len(shape) == 3 or axis is None or not _fits(shape[2:] if axis == 1 else shape[1:3], size)
+
 
 # %% ../../nbs/probe/14_layout.ipynb #afa4ba75
 def layers(
