@@ -284,9 +284,9 @@ def _keeps(other, shape, axis):
 
 
 def _axis_by_shape(sight, shape, size, prefixes):
-    """The unit axis by what ran before in a network of one size, or None; axes of equal length could have been turned unseen."""
+    """The unit axis by what ran before in a network of one size, or None; where all axes are of one length they could have been turned unseen."""
     axes = sight.told or (_axes_of_maps(sight, shape, size) if len(shape) == 4 else _axes_of_tokens(sight, shape, prefixes))
-    return next(iter(axes)) if len(axes) == 1 and shape[1] != shape[-1] else None
+    return next(iter(axes)) if len(axes) == 1 and len(set(shape[1:])) > 1 else None
 
 
 def _axes_of_maps(sight, shape, size):
