@@ -612,6 +612,7 @@ def test_a_call_of_a_layer_is_chosen(capsys):
     assert cli.main(["layers", "torchvision:resnet18", "--calls", "layer1.0.relu=2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "layer1.0.relu ReLU maps 64 56 x 56" in said and "layer 'layer1.1.relu' runs 2 times" in said
+    assert "--calls layer1.1.relu=2 for the last - and so with 6 more" in said and said.count("runs 2 times") == 1 and "calls={" not in said
 
 
 @pytest.mark.parametrize("network, layer, pool, kind", [("timm:test_vit", "blocks.0", None, "class"), ("timm:test_vit", "blocks.0", "mean", "mean"), ("timm:test_vit", "blocks.0", "max", "max"),
