@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .basics import cache_folder, choose, name_list
+from .basics import cache_folder, check_columns, choose, name_list
 from .describe.clip_dissect import CLIPDissect
 from .describe.compositional import CompositionalExplanations
 from .describe.concepts import concept_set
@@ -290,6 +290,7 @@ class Workbench:
         `options`: `title`, `k` and `quantile` of `write_report`. Errors: those of `recorded`; ValueError if there is no description to report on.
         """
         layers = None if layers is None else [choose(layer, self.target.layers, "layer") for layer in name_list(layers, "layers")]
+        check_columns(self.descriptions, COLUMNS, "descriptions")
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [one for one in self.failures if layers is None or one["layer"] in layers]
         comparison = None if values is None else summary(values)

@@ -89,9 +89,8 @@ def test_it_opens_offline_and_finds_units(recording, tmp_path):  # noqa: F811
 def test_what_cannot_be_reported(recording, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="describe some units first"):
         write_report(tmp_path / "r.html", recording, described())
-    told, missing = described((0, "red", "A")), described((0, "red", "A")).drop(columns="score")
-    for options, error, sentence in (({"descriptions": ["red"]}, TypeError, "descriptions are a table"), ({"descriptions": missing}, ValueError, "missing: score"),
-                                     ({"comparison": told}, ValueError, "missing: measure, units, mean, low, high"), ({"settings": "k=8"}, TypeError, "settings are texts by the names"),
+    told = described((0, "red", "A"))
+    for options, error, sentence in (({"comparison": told}, ValueError, "missing: measure, units, mean, low, high"), ({"settings": "k=8"}, TypeError, "settings are texts by the names"),
                                      ({"failures": "none"}, TypeError, "failures are a list of dicts"), ({"failures": [{"layer": "0"}]}, TypeError, "keys layer, unit, step, reason")):
         with pytest.raises(error, match=sentence):
             write_report(tmp_path / "r.html", recording, **{"descriptions": told, **options})

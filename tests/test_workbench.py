@@ -172,3 +172,22 @@ def test_parts_of_another_kind_or_in_another_order_are_refused(take):
                             ((images, target), "the target is a ProbingSet: expected a Target"), ((network, images), "the target is a Conv2d")):
         with pytest.raises(TypeError, match=sentence):
             take(*wrong)
+
+
+@pytest.mark.parametrize("layers", [["0"], None])
+def test_a_report_is_of_the_layers_that_are_asked_for(layers, tmp_path):
+    bench = bench_of(pictures())
+    bench.describe("0", units=[1])
+    assert "unit 1" in bench.report(tmp_path / "r.html", layers=layers).read_text()
+
+
+@pytest.mark.parametrize("descriptions, options, error, sentence", [
+    (None, {"layers": ["1"]}, KeyError, "no layer '1'"), (None, {"layers": "0"}, TypeError, "layers are a list of names"), (None, {"layers": [0]}, TypeError, "layers are a list of names"), (["red"], {}, TypeError, "descriptions are a table"),
+    (pd.DataFrame({"layer": ["0"], "unit": [1]}), {}, ValueError, "missing: description, score, method")])
+def test_what_cannot_be_reported_is_said_in_a_sentence(descriptions, options, error, sentence, tmp_path):
+    bench = bench_of(pictures())
+    bench.describe("0", units=[1])
+    bench.descriptions = bench.descriptions if descriptions is None else descriptions
+    with pytest.raises(error, match=sentence):
+        bench.report(tmp_path / "r.html", **options)
+    assert not (tmp_path / "r.html").exists()

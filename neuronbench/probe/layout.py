@@ -284,7 +284,12 @@ def _keeps(other, shape, axis):
 
 
 def _axis_by_shape(sight, shape, size, prefixes):
-    """The unit axis by what ran before in a network of one size, or None; where all axes are of one length they could have been turned unseen."""
+    """The unit axis by what ran before in a network of one size, or None; where all axes are of one length they could have been turned unseen.
+
+    Where no layer of torch has run that says anything, a map has torch's own order, units first.
+    """
+    if len(shape) == 4 and not (sight.told or sight.conv or sight.width[0] or sight.units_last):
+        return 1
     axes = sight.told or (_axes_of_maps(sight, shape, size) if len(shape) == 4 else _axes_of_tokens(sight, shape, prefixes))
     return next(iter(axes)) if len(axes) == 1 and len(set(shape[1:])) > 1 else None
 

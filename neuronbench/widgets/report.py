@@ -20,7 +20,6 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from ..basics import check_columns, clean_text, content_key, replacing
-from ..describe.descriptions import COLUMNS
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
@@ -99,10 +98,9 @@ def write_report(
 ) -> Path:
     """Write a self-contained report, whole or not at all; 512 units with two descriptions each take 11 MB. Returns its path.
 
-    Errors: those of `check_columns`; ValueError if there is no description to report on; TypeError for failures and settings of another form;
+    Errors: those of `check_columns` for `comparison`; ValueError if there is no description to report on; TypeError for failures and settings of another form;
     KeyError and IndexError for layers, poolings and units that were not recorded.
     """
-    check_columns(descriptions, COLUMNS, "descriptions")
     if not len(descriptions):
         raise ValueError("there are no descriptions to report on: describe some units first")
     if comparison is not None:
