@@ -15,7 +15,7 @@ from neuronbench.embedded.rendering import Scenes
 from neuronbench.embedded.scenes import CATEGORIES as WORLD_CATEGORIES
 from neuronbench.probe.annotations import Annotations, annotations_from_arrays, annotations_from_broden
 from neuronbench.probe.images import BadImage
-from neuronbench.probe.masks import Annotated, ConceptMasks, mask_batches, packed
+from neuronbench.probe.masks import Annotated, ConceptMasks, Segmented, mask_batches, packed
 
 WHOLE = np.ones((8, 12), bool)
 
@@ -272,6 +272,28 @@ def test_masks_are_cut_to_what_preprocessing_keeps():
     assert found.masks.all()
     found = source.look(0, source.annotations.images[0], (12, 0, 24, 16))
     assert len(found.masks) == 0 and found.annotated.all()
+
+
+class Everywhere:
+    """A segmenter that sees its one concept in every pixel."""
+
+    categories, fingerprint = {"object": ["boat"]}, "everywhere"
+
+    def segment(self, images):
+        return np.ones((len(images), 1, 8, 8), bool)
+
+
+def test_what_lies_beyond_an_image_has_no_concept():
+    [image] = pictures(1, (16, 16))
+    whole = Annotated(Annotations(pictures(1, (16, 16)), lambda position: {"object": {"boat": np.ones((8, 8), bool)}}, {"object": ["boat"]}))
+    segmented = Segmented(Everywhere())
+    for box, rows, columns in (((0, -4, 16, 20), slice(1, 7), slice(None)), ((-16, 0, 16, 32), slice(0, 4), slice(4, 8))):
+        expected = np.zeros((8, 8), bool)
+        expected[rows, columns] = True
+        [found] = segmented.concept_masks([segmented.look(0, image, box)])
+        assert np.array_equal(found.masks[0], expected) and np.array_equal(whole.look(0, image, box).masks[0], expected)
+    [found] = segmented.concept_masks([segmented.look(0, image, (16, 0, 32, 16))])
+    assert found.masks.shape == (0, 8, 8) and found.annotated.all()
 
 
 @settings(max_examples=40, deadline=None)

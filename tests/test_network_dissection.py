@@ -7,6 +7,7 @@ import torch
 from given_maps import CATEGORIES, annotated_case, random_case, recorded, upsampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 import neuronbench as nb
 from neuronbench.describe.network_dissection import NetworkDissection, detectors, plot_detectors
@@ -47,6 +48,36 @@ def test_iou_is_that_of_a_direct_loop(seed, partial):
         table = method.trace(recording, "table", unit, k=1).concepts
         assert np.allclose(table.sort_index().iou, expected[unit], atol=4e-3)  # an upsampled pixel may lie on the threshold
         assert table.concept.iloc[0] == found.concept[unit] and OF[table.index[0]] == found.category[unit]
+
+
+def letterbox(image):
+    """As detectors see an image: padded to a square, and smaller."""
+    wide, high = ((max(image.size) - side) // 2 for side in image.size)
+    square = v2.functional.pad(v2.functional.to_image(image), [wide, high], fill=99) / 255
+    return v2.functional.resize(square, [32, 32], interpolation=v2.InterpolationMode.NEAREST)
+
+
+def one_by_one(image):
+    pixels = v2.functional.to_image(image).float()
+    return (pixels - pixels.min()) / (pixels.max() - pixels.min())
+
+
+def twice_as_large(image):
+    return v2.functional.pad(v2.functional.to_image(image) / 255, [0, 0, *image.size])
+
+
+@pytest.mark.parametrize("preprocess", [letterbox, one_by_one, twice_as_large])
+def test_iou_is_one_for_a_unit_that_is_the_concept_whatever_preprocessing_does(preprocess):
+    rng = np.random.default_rng(0)
+    pixels, masks = np.zeros((30, 32, 64, 3), np.uint8), np.zeros((30, 1, 32, 64), bool)
+    for image in range(30):
+        top, left = 8 * rng.integers(0, 3), 8 * rng.integers(0, 7)
+        masks[image, 0, top : top + 8, left : left + 8] = True
+    pixels[masks[:, 0]] = 255
+    images = nb.ProbingSet.from_images(list(pixels))
+    recording = nb.record(nb.Target(torch.nn.Sequential(torch.nn.Identity()), ["0"], preprocess, device="cpu"), images, progress=False)
+    notes = annotations_from_arrays(images, {"object": masks}, {"object": ["square"]})
+    assert NetworkDissection(notes, share=0.1).explain(recording, images, {"0": [0]}).iou[0] == 1
 
 
 @settings(max_examples=30, deadline=None)

@@ -131,7 +131,7 @@ def test_vectors_are_recorded_before_the_next_layer_overwrites_them():
 
 
 def test_maps_of_different_sizes_are_pooled():
-    recording = recorded(noise(2, 10) + noise(2, 20), batch_size=2)
+    recording = recorded(noise(2, 20) + noise(2, 10), batch_size=2)
     assert recording["1"].shape == (4, 6) and np.isfinite(recording["1"]).all() and np.isfinite(recording.quantile("1", 0.9)).all()
 
 
@@ -201,6 +201,37 @@ def test_quantiles_of_maps_leave_the_right_share_above():
         threshold = torch.from_numpy(recording.quantile("0", q))[None, :, None, None]
         share = (values > threshold).float().mean((0, 2, 3))
         assert (share - (1 - q)).abs().max() < 5 * np.sqrt(q * (1 - q) / (400 * 16)) + 1e-4
+
+
+def of_sizes(*sides):
+    """A recording, one image at a time, of squares of these sides; a network that gives a picture's red, and its values (n,)."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256 if side > 10 else 80, (side, side, 3), np.uint8) for side in sides]
+    model = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False))
+    model[0].weight.data = torch.tensor([1.0, 0, 0]).reshape(1, 3, 1, 1)
+    recording = record(Target(model, ["0"], to_tensor, device="cpu"), ProbingSet.from_images(pictures), batch_size=1, workers=0, progress=False)
+    return recording, np.concatenate([picture[..., 0].ravel() for picture in pictures]) / 255
+
+
+def test_quantiles_of_maps_of_different_sizes_are_exact_where_all_positions_were_taken():
+    recording, values = of_sizes(64, 8, 64, 8, 30)
+    for q in (0.1, 0.9, 0.995):
+        assert np.allclose(recording.quantile("0", q), np.quantile(values, q, method="inverted_cdf"), atol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(8, 64, 64, 8), (64, 64, 65), (150, 150, 150, 8)])
+def test_quantiles_of_maps_of_different_sizes_are_refused_where_large_images_would_count_too_little(sides):
+    recording, _ = of_sizes(*sides)
+    assert recording["0"].shape == (len(sides), 1) and np.isfinite(recording["0"]).all()
+    lengths = f"{min(sides) ** 2:,} to {max(sides) ** 2:,}"
+    with pytest.raises(ValueError, match=f"^layer '0' has from {lengths} positions in an image, and quantiles would count those of large images too little: resize all images"):
+        recording.quantile("0", 0.9)
+
+
+def test_quantiles_of_maps_of_one_size_do_not_mind_bad_images():
+    images = ProbingSet.from_images([*noise(3, 200), None, *noise(3, 200)])
+    target = Target(nn.Sequential(nn.Conv2d(3, 1, 1)), ["0"], to_tensor, device="cpu")
+    assert np.isfinite(record(target, images, workers=0, progress=False).quantile("0", 0.9)).all()
 
 
 def test_quantiles_are_the_same_in_every_call_also_beyond_what_one_sketch_holds():

@@ -92,19 +92,29 @@ class Annotated:
 
 
 def _fitted(mask, image_size, box, size):
-    """(H, W) bool: the part of a mask that lies in a box of its image's pixels, at another size, by nearest neighbour."""
+    """(H, W) bool: the part of a mask that lies in a box of its image's pixels, at another size, by nearest neighbour; False beyond the image."""
     if box == (0, 0, *image_size) and mask.shape == size:
         return mask
     (left, top, right, bottom), (width, height) = box, image_size
     rows = _nearest(top / height, bottom / height, mask.shape[0], size[0])
     columns = _nearest(left / width, right / width, mask.shape[1], size[1])
-    return mask[rows[:, None], columns]
+    return mask[rows[:, None], columns] & _inside(image_size, box, size)
 
 
 def _nearest(start, stop, length, count):
     """The pixels of a side of `length` that lie under `count` equal steps from `start` to `stop`, as shares of the side."""
-    middles = start + (np.arange(count) + 0.5) / count * (stop - start)
-    return np.minimum((middles * length).astype(np.int64), length - 1)
+    return np.clip((_middles(start, stop, count) * length).astype(np.int64), 0, length - 1)
+
+
+def _middles(start, stop, count):
+    return start + (np.arange(count) + 0.5) / count * (stop - start)
+
+
+def _inside(image_size, box, size):
+    """(H, W) bool: which pixels of that many in a box of an image's pixels lie in the image."""
+    (left, top, right, bottom), (width, height) = box, image_size
+    rows, columns = _middles(top / height, bottom / height, size[0]), _middles(left / width, right / width, size[1])
+    return ((rows >= 0) & (rows < 1))[:, None] & (columns >= 0) & (columns < 1)
 
 # %% ../../nbs/probe/10_masks.ipynb #aa802bdc
 class Segmented:
@@ -118,12 +128,12 @@ class Segmented:
         self.categories = {name: tuple(concepts) for name, concepts in segmenter.categories.items()}
 
     def look(self, position, image, box):
-        """The part of an image that the network sees."""
-        return image.crop(box)
+        """(what the network sees of an image, the image's size, the box)."""
+        return image.crop(box), image.size, box
 
     def concept_masks(self, looked) -> list:
         """The `ConceptMasks` of a batch of what `look` gave. Errors: ValueError for masks of another shape than promised."""
-        masks = np.asarray(self.segmenter.segment(looked))
+        masks = np.asarray(self.segmenter.segment([picture for picture, _, _ in looked]))
         count = sum(map(len, self.categories.values()))
         if masks.ndim != 4 or masks.shape[:2] != (len(looked), count) or masks.dtype != bool:
             raise ValueError(f"the segmenter gave {masks.dtype} of shape {masks.shape}: expected bool, {len(looked)} images x {count} concepts x H x W")
@@ -131,8 +141,11 @@ class Segmented:
         if masks.shape[2:] != self.size:
             rows, columns = (_nearest(0, 1, *lengths) for lengths in zip(masks.shape[2:], self.size))
             masks = masks[:, :, rows[:, None], columns]
-        annotated, present = np.ones(len(self.categories), bool), masks.any((2, 3))
-        return [ConceptMasks(annotated, np.flatnonzero(there), of_image[there]) for there, of_image in zip(present, masks)]
+        return [self._present(of_image & _inside(*place, self.size)) for of_image, (_, *place) in zip(masks, looked)]
+
+    def _present(self, masks):
+        there = masks.any((1, 2))
+        return ConceptMasks(np.ones(len(self.categories), bool), np.flatnonzero(there), masks[there])
 
     @property
     def fingerprint(self) -> str:
@@ -171,7 +184,7 @@ def mask_batches(
 ):
     """Yield (positions (B,), maps (B, U, h, w) float32 on the target's device, list of B ConceptMasks), in order of the images.
 
-    Errors: BadImage for an image that could be read when it was recorded and cannot be now; KeyError for the layer.
+    Errors: BadImage for an image that could be read when it was recorded and cannot be now; KeyError for the layer; those of `seen_box`.
     """
     recording.check_network()
     target = recording.target.at(choose(layer, recording.layers, "layer"))

@@ -31,7 +31,8 @@ from .store import ArrayPlan, damaged, locked, make_way_for_chunks, new_array, n
 from .target import Target
 
 # %% ../../nbs/probe/03_recording.ipynb #8fc76a25
-_FORMAT = 4  # of what is stored; a recording of another format is another recording
+_FORMAT = 5  # of what is stored; a recording of another format is another recording
+_SEED = 4  # of the positions drawn for the quantiles
 _SKETCH_SIZE = 65535  # the largest KLL sketch: exact up to that many values, rank error below 0.01 % beyond
 
 
@@ -42,7 +43,7 @@ class _Plan:
     count: int  # images in the probing set
     chunk: int
     pool: dict  # {layer: poolings, the default first}
-    positions: dict  # {layer: positions of an image}
+    positions: dict  # {layer: positions of an image that feed the quantiles}
     units: dict  # {layer: how many}
 
     def indices(self, number):
@@ -80,7 +81,7 @@ def _positions_kept(count, chunk, length):
 def _offsets(plan, number):
     """{layer: (images of the chunk, positions) in 0..1}: where in its stretch each position falls, seeded by the chunk."""
     images = len(plan.indices(number))
-    return {layer: np.random.default_rng((_FORMAT, number)).random((images, count)) for layer, count in plan.positions.items()}
+    return {layer: np.random.default_rng((_SEED, number)).random((images, count)) for layer, count in plan.positions.items()}
 
 
 def sampled(
@@ -97,12 +98,14 @@ def sampled(
 
 # %% ../../nbs/probe/03_recording.ipynb #013e03ff
 def _summary(activation, layout, pool, offsets):
-    """{"pooled": {pool: (B, U)}, "sample": (B, positions, U), "finite": (B, U)} of a layer's output, as numpy arrays."""
+    """{"pooled": {pool: (B, U)}, "sample": (B, positions, U), "length": (B,) positions there were, "finite": (B, U)} of a layer's output, as numpy arrays."""
     activation = activation.float()
     whole = activation.mean((2, 3)) if activation.ndim == 4 else activation.mean(1) if activation.ndim == 3 else activation
+    everywhere = positions(activation, layout)
     return {
         "pooled": {name: _copied(pooled(activation, layout, name)) for name in pool},
-        "sample": _copied(sampled(positions(activation, layout), offsets)),
+        "sample": _copied(sampled(everywhere, offsets)),
+        "length": np.full(len(everywhere), everywhere.shape[1]),
         "finite": _copied(torch.isfinite(whole)),
     }
 
@@ -191,7 +194,7 @@ class _Chunk:
     number: int
     rows: np.ndarray  # (n,) positions in the probing set of the images that could be read
     bad: list  # of [position, id, reason]
-    layers: dict  # {layer: {"pooled": {pool: (n, U)}, "sketches": (U, width), "nonfinite": (U,) images}}, see `_joined`
+    layers: dict  # {layer: {"pooled": {pool: (n, U)}, "sketches": (U, width), "lengths": (n,) positions, "nonfinite": (U,) images}}, see `_joined`
 
 
 def _compute(target, images, plan, number, batch_size, workers, on_bad_image):
@@ -238,7 +241,7 @@ def _batch(target, tensors, plan, offsets):
 
 
 def _joined(layer, batches, plan):
-    """The summaries of a chunk's batches as one: {"pooled": {pool: (n, U)}, "sketches": (U, width), "nonfinite": (U,)}."""
+    """The summaries of a chunk's batches as one: {"pooled": {pool: (n, U)}, "sketches": (U, width), "lengths": (n,), "nonfinite": (U,)}."""
     units = plan.units[layer]
     _refuse_change(layer, [units, *(one["finite"].shape[1] for one in batches)])
     batches = [_of_no_images(units, plan.pool[layer]), *batches]
@@ -247,6 +250,7 @@ def _joined(layer, batches, plan):
     return {
         "pooled": {pool: np.concatenate([one["pooled"][pool] for one in batches]) for pool in plan.pool[layer]},
         "sketches": _packed_sketches(sample, values),
+        "lengths": np.concatenate([one["length"] for one in batches]),
         "nonfinite": sum((~one["finite"]).sum(0) for one in batches),
     }
 
@@ -256,6 +260,7 @@ def _of_no_images(units, pool):
     return {
         "pooled": {name: np.zeros((0, units), np.float32) for name in pool},
         "sample": np.zeros((0, 1, units), np.float32),
+        "length": np.zeros(0, np.int64),
         "finite": np.zeros((0, units), bool),
     }
 
@@ -274,6 +279,7 @@ def _arrays(plan):
         rows = ArrayPlan((plan.count, units), (plan.chunk, units), "float32", np.nan)
         planned |= {f"pooled/{layer}/{pool}": rows for pool in plan.pool[layer]}
         planned[f"sketch/{layer}"] = ArrayPlan((plan.chunks, units, width), (1, min(units, 256), width), "uint8", 0)
+        planned[f"lengths/{layer}"] = ArrayPlan((plan.count,), (plan.chunk,), "int64", 0)
         planned[f"nonfinite/{layer}"] = ArrayPlan((plan.chunks, units), (1, units), "int64", 0)
     return planned
 
@@ -342,6 +348,9 @@ def _write(group, plan, chunk):
             rows[chunk.rows - indices.start] = values
             write(group, f"pooled/{layer}/{pool}", slice(indices.start, indices.stop), rows)
         write(group, f"sketch/{layer}", chunk.number, kept["sketches"])
+        lengths = np.zeros(len(indices), np.int64)
+        lengths[chunk.rows - indices.start] = kept["lengths"]
+        write(group, f"lengths/{layer}", slice(indices.start, indices.stop), lengths)
         write(group, f"nonfinite/{layer}", chunk.number, kept["nonfinite"])
     write(group, "finished", chunk.number, json.dumps(chunk.bad))
 
@@ -355,6 +364,13 @@ def _block_quantile(packed, units, q):
     if len(filled):
         result[filled] = merged.get_quantiles(q, isk=filled.tolist())[:, 0]  # a numpy array would be misread
     return result
+
+
+def _refuse_unequal(layer, lengths, kept):
+    """Errors: ValueError where the same number of positions, `kept`, was taken of maps of different `lengths` (image,)."""
+    if len(lengths) and lengths.max() > max(kept, lengths.min()):
+        raise ValueError(f"layer {layer!r} has from {lengths.min():,} to {lengths.max():,} positions in an image, and quantiles would count those of large images "
+                         "too little: resize all images to one size in preprocess")
 
 # %% ../../nbs/probe/03_recording.ipynb #ab55fd40
 class _Report:
@@ -503,11 +519,14 @@ class Recording(_Report):
         The positions are those of maps and masks: cells of a map, patches without the tokens in front, steps; a vector has one. Exact while
         there are at most 65,535 values per unit; beyond that from about as many of them, spread evenly over each image: the share of
         activations above it is then right to one standard error of at most sqrt(q (1 - q) / 65,535), 0.0003 at q = 0.995.
-        NaN values do not count; a unit without any other has quantile NaN. Errors: ValueError for q outside 0..1.
+        NaN values do not count; a unit without any other has quantile NaN. Errors: ValueError for q outside 0..1, and for maps of different
+        sizes where not all positions of each were taken.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q is {q}: expected a share between 0 and 1, e.g. 0.995")
         name = f"sketch/{choose(layer, self.layers, 'layer')}"
+        lengths = self._read(f"lengths/{layer}")
+        _refuse_unequal(layer, lengths[lengths > 0], self.group.attrs["positions"][layer])
         with reading(self.group, name, self._arrays[name]) as array:
             starts = range(0, array.shape[1], array.chunks[1])
             return np.concatenate([_block_quantile(array, slice(start, start + array.chunks[1]), q) for start in starts])

@@ -27,7 +27,7 @@ def exemplar_pictures(
     size: int,  # of the squares, in pixels
     pool: str | None = None,  # the recorded pooling that ranks them; the layer's default if None
 ) -> tuple:
-    """(Exemplars, {position in the probing set: square PIL image of what the network saw}). Errors: those of `exemplars`."""
+    """(Exemplars, {position in the probing set: square PIL image of what the network saw}). Errors: those of `exemplars` and of `seen_box`."""
     images, pictures = recording.images, {}
     seen = Seen(images, recording.target)
 
@@ -63,7 +63,7 @@ def exemplar_regions(
     size: int = 224,  # of the pictures, in pixels
     pool: str | None = None,  # the recorded pooling that ranks the images; the layer's default if None
 ) -> list:
-    """A `Regions` for each unit; without images for one that is finite on none. Errors: those of `exemplars` and of `Recording.quantile`.
+    """A `Regions` for each unit; without images for one that is finite on none. Errors: those of `exemplar_pictures` and of `Recording.quantile`.
 
     Source: MILAN (Hernandez et al., ICLR 2022), section 3.1.
     """
