@@ -71,6 +71,8 @@ def _extent(
     part = _showing(np.abs(white - black))
     if part is None:
         return None
+    if length == 1 and black[part].shape[1] == black.shape[1]:
+        return 0, 1  # nothing is padded, and of one pixel nothing is cut
     limits = black[part], white[part]
     shares = _shares(ramp[part], limits)
     if not np.abs(shares - 0.5).max() <= 0.5 + _EDGE_SLACK:  # nor where it is NaN: a ramp that does not lie between black and white is scaled by itself
