@@ -97,7 +97,8 @@ def _held(lock):
 def _check_place(store):
     if not store.exists():  # asked first: another process may be making it right now
         return
-    begun = store.is_dir() and (_holds_recordings(store) or all(path.name.startswith("zarr.json") for path in store.iterdir()))
+    # zarr.json has another name until it is whole
+    begun = store.is_dir() and (_holds_recordings(store) or all(path.name.startswith("zarr.") for path in store.iterdir()))
     if not (begun or (store / "zarr.json").exists()):
         raise StoreError(f"{str(store)!r} is there already and is no store: expected a new name or an existing store")
 
