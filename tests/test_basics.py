@@ -54,7 +54,7 @@ def _outer(factor):
     (torch.zeros(3), torch.zeros(3, dtype=torch.float64)), (np.zeros(2), np.zeros((2, 1))), (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
     (Image.new("RGB", (2, 3)), Image.new("RGB", (3, 2))), (Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 1)), ({1, 2}, {1, 3}), (torch.nn.ReLU, torch.nn.GELU),
     (lambda x: x + 1, lambda x: x + 2), (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)),
-], ids=str)
+], ids=lambda value: type(value).__name__)
 def test_a_change_changes_the_key(one, other):
     assert content_key(one) != content_key(other)
     assert content_key(one) == content_key(one)
