@@ -34,7 +34,8 @@ from .foundation.consensus import Consensus
 from .foundation.painter import Painter
 from .evaluate.agreement import summary
 from .probe.layout import POOLINGS
-from .probe.recording import check_parts, first_readable, record
+from .probe.passes import first_readable
+from .probe.recording import check_parts, record
 from .widgets.browser import browse
 from .widgets.grid import card
 from .widgets.report import method_settings, write_report

@@ -27,7 +27,8 @@ from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
-from ..probe.recording import check_images, first_readable
+from ..probe.passes import first_readable
+from ..probe.recording import check_images
 from ..probe.seen import Seen
 from ..probe.target import Target
 

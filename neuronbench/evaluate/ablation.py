@@ -6,7 +6,6 @@
 __all__ = ['ablated', 'class_accuracy', 'Ablation', 'unit_ablation', 'described_drops']
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #2d686d93
-import os
 import threading
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -22,10 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from tqdm.auto import tqdm
 
 from ..basics import check_columns, choose
-from ..probe.exemplars import _batches
 from ..probe.hooks import Hook, first_tensor, one_at_a_time
 from ..probe.layout import example_image
-from ..probe.recording import _decoded, _good, first_readable
+from ..probe.passes import batches, decoded, first_readable, readable
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
 def _without(output, units, axis):
@@ -339,14 +337,14 @@ def _tallied(target, images, passes, count, on_bad_image, progress):
     """(right (count, class), images (class,), bad): right answers in each of the `count` scores that `passes(batch)` yields."""
     labels, bad = _outputs_by_label(target, images), []
     right, seen = np.zeros((count, labels.max() + 1), np.int64), np.zeros(labels.max() + 1, np.int64)
-    workers = min(8, os.cpu_count() or 1)
-    good = _good(_decoded(images, target.preprocess, range(len(images)), workers, 128), bad, choose(on_bad_image, ("skip", "raise"), "on_bad_image"))
+    skip = choose(on_bad_image, ("skip", "raise"), "on_bad_image") == "skip"
+    pairs = readable(decoded(images, target.preprocess, range(len(images))), bad if skip else None)
     with tqdm(total=len(images) * count, unit="image", disable=not progress) as bar:
-        for batch in _batches(good):
-            true = labels[[index for index, _ in batch]]
+        for positions, batch in batches(pairs):
+            true = labels[positions]
             seen += np.bincount(true, minlength=len(seen))
             with target.running():
-                for row, scores in enumerate(passes(target.cast(torch.stack([tensor for _, tensor in batch])))):
+                for row, scores in enumerate(passes(target.cast(batch))):
                     right[row] += np.bincount(true[_best(scores, true) == true], minlength=len(seen))
                     bar.update(len(batch))
     return right, seen, pd.DataFrame([(name, reason) for _, name, reason in bad], columns=["id", "reason"])

@@ -6,16 +6,12 @@
 __all__ = ['LayerActivations']
 
 # %% ../../nbs/probe/06_activations.ipynb #5ca1c1df
-import os
-
 import numpy as np
-import torch
 
 from ..basics import ContentStore, cache_folder, choose, content_key
-from .exemplars import _BATCH, _batches
 from .images import ProbingSet
-from .recording import _decoded
 from .layout import POOLINGS, pooled
+from .passes import passed
 from .target import Target
 
 # %% ../../nbs/probe/06_activations.ipynb #11e39c34
@@ -51,19 +47,13 @@ class LayerActivations:
         missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
         if missing and self.target.network_key != self._network_key:
             raise ValueError(f"the {type(self.target.model).__name__} has changed since it was first asked (its weights, structure or code): make a new LayerActivations")
-        for positions, values in self._seen(images, missing):
-            new = dict(zip([keys[position] for position in positions], values, strict=True))
+        for positions, values in passed(self.target, images, missing, self._pooled):
+            new = dict(zip([keys[position] for position in positions], values.cpu().numpy(), strict=True))
             self._store.put({key: value.astype("<f4").tobytes() for key, value in new.items()})
             found.update(new)
             if watch:
                 watch(len(found), len(set(keys)))
         return np.stack([found[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
 
-    def _pooled(self, _layer, activation, layout):
-        return pooled(activation.float(), layout, self.pool)
-
-    def _seen(self, images, positions):
-        """Yield (positions, (n, U)) for each batch that went through the network."""
-        for batch in _batches(_decoded(images, self.target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)):
-            [values] = self.target.collect(torch.stack([tensor for _, tensor in batch]), self._pooled).values()
-            yield [position for position, _ in batch], values.cpu().numpy()
+    def _pooled(self, activation, layout, _size):
+        return pooled(activation, layout, self.pool)

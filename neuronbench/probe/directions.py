@@ -6,19 +6,17 @@
 __all__ = ['Projection', 'DirectedNetwork', 'Directions', 'activation_vectors', 'sparse_autoencoder']
 
 # %% ../../nbs/probe/09_directions.ipynb #473ee868
-import os
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..basics import best_device, choose
-from .exemplars import _BATCH, _batches
-from .recording import Recording, _decoded, record, sampled
+from .recording import Recording, record, sampled
 from .hooks import evaluating, first_tensor, hooked, named_layers
 from .layout import Layout, arranged, positions
+from .passes import passed
 from .target import Target
 
 # %% ../../nbs/probe/09_directions.ipynb #3f35c7d6
@@ -149,22 +147,15 @@ def activation_vectors(
     seed: int = 0,  # of the images, where there are more than `count`, and of the positions
 ) -> np.ndarray:
     """(n, unit) float32: a layer's activations at random positions of its maps or tokens, without vectors that are not finite."""
-    source = recording.target
-    target, chance = source.at(layer), np.random.default_rng(seed)
-    images = recording[layer].image.values
-    images = np.sort(chance.permutation(images)[:count]).tolist()
-    per_image, found = max(1, round(count / len(images))), []
-    decoded = _decoded(recording.images, target.preprocess, images, min(8, os.cpu_count() or 1), 2 * _BATCH)
-    for batch in _batches(decoded):
-        offsets = chance.random((len(batch), per_image))
-        [vectors] = target.collect(torch.stack([tensor for _, tensor in batch]), partial(_sampled_positions, offsets)).values()
-        vectors = vectors.flatten(0, -2).cpu().numpy()
-        found.append(vectors[np.isfinite(vectors).all(1)])
-    return np.concatenate(found)
+    chance = np.random.default_rng(seed)
+    images = np.sort(chance.permutation(recording[layer].image.values)[:count]).tolist()
+    per_image = max(1, round(count / len(images)))
 
+    def some_vectors(activation, layout, _size):
+        vectors = sampled(positions(activation, layout), chance.random((len(activation), per_image))).flatten(0, -2).cpu().numpy()
+        return vectors[np.isfinite(vectors).all(1)]
 
-def _sampled_positions(offsets, _layer, activation, layout):
-    return sampled(positions(activation.float(), layout), offsets)
+    return np.concatenate([vectors for _, vectors in passed(recording.target.at(layer), recording.images, images, some_vectors)])
 
 # %% ../../nbs/probe/09_directions.ipynb #c52f4e23
 def sparse_autoencoder(

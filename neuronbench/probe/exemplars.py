@@ -6,19 +6,18 @@
 __all__ = ['Exemplars', 'exemplars']
 
 # %% ../../nbs/probe/04_exemplars.ipynb #732275f0
-import os
 import warnings
 from dataclasses import dataclass
-from itertools import groupby, islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..basics import content_key
-from .images import BadImage, ProbingSet
+from .images import ProbingSet
 from .layout import maps, pooled
-from .recording import Recording, _checked_unit, _decoded
+from .passes import passed
+from .recording import Recording, checked_unit
 from .store import ArrayPlan, StoreError, folder_of, locked, new_array, reading, stored_array, write
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
@@ -36,25 +35,19 @@ def _ranked(
 # %% ../../nbs/probe/04_exemplars.ipynb #cb307d3d
 def _gathered(recording, layer, images, wanted, units):
     """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k), or None for a layer without maps. Errors: ValueError for images that have changed."""
-    target, recorded = recording.target.at(layer), recording[layer]
-    needed, gathered = np.unique(wanted[wanted >= 0]).tolist(), None
-    decoded = _decoded(images, target.preprocess, needed, min(8, os.cpu_count() or 1), 2 * _BATCH)
-    for batch in _batches(decoded):
-        found, seen = _maps_and_pooled(target, torch.stack([tensor for _, tensor in batch]), recording.pool_of(layer))
-        if found is None:
+    recorded, pool, gathered = recording[layer], recording.pool_of(layer), None
+
+    def see(activation, layout, size):
+        return maps(activation, layout, size), pooled(activation, layout, pool)
+
+    for numbers, (of_batch, activations) in passed(recording.target.at(layer), images, np.unique(wanted[wanted >= 0]).tolist(), see):
+        if of_batch is None:
             return None
-        _refuse_change(layer, recorded.sel(image=[index for index, _ in batch]).values, seen)
+        _refuse_change(layer, recorded.sel(image=numbers).values, activations)
         if gathered is None:
-            gathered = np.full((*wanted.shape, *found.shape[2:]), np.nan, np.float32)
-        _place(found, [index for index, _ in batch], gathered, wanted, units)
+            gathered = np.full((*wanted.shape, *of_batch.shape[2:]), np.nan, np.float32)
+        _place(of_batch, numbers, gathered, wanted, units)
     return gathered
-
-
-def _maps_and_pooled(target, batch, pool):
-    """((B, U, h, w) float32 activation maps of a convolution or of the patches of a transformer, or None for a layer without any; (B, U) pooled)."""
-    reduce = lambda _layer, activation, layout: (maps(activation.float(), layout, batch.shape[2:]), pooled(activation.float(), layout, pool))
-    [found] = target.collect(batch, reduce).values()
-    return found
 
 
 def _refuse_change(layer, recorded, seen):
@@ -62,22 +55,6 @@ def _refuse_change(layer, recorded, seen):
     size = np.abs(recorded[np.isfinite(recorded)]).max(initial=0)
     if not np.allclose(recorded, seen.cpu().numpy(), rtol=0, atol=0.02 * size + 1e-6, equal_nan=True):
         raise ValueError(f"images give other activations of layer {layer!r} than were recorded: they have changed since; record them anew")
-
-
-_BATCH = 64
-
-
-def _batches(decoded):
-    """Lists of (index, tensor) of one shape, at most 64 long."""
-    for _, alike in groupby(decoded, key=lambda pair: _readable(pair[1]).shape):
-        while batch := list(islice(alike, _BATCH)):
-            yield batch
-
-
-def _readable(tensor):
-    if isinstance(tensor, BadImage):  # it could be read when it was recorded
-        raise tensor
-    return tensor
 
 
 def _place(maps, indices, gathered, wanted, units):
@@ -178,5 +155,5 @@ def exemplars(
 def _checked_units(units, values, layer):
     units = np.arange(values.shape[1]) if units is None else np.atleast_1d(np.asarray(units, dtype=np.int64))
     for unit in units:
-        _checked_unit(unit, values, layer)
+        checked_unit(unit, values, layer)
     return units

@@ -7,7 +7,6 @@ __all__ = ['unit_masks', 'ConceptMasks', 'concept_names', 'Annotated', 'Segmente
 
 # %% ../../nbs/probe/10_masks.ipynb #ec4a39ac
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,9 @@ from tqdm.auto import tqdm
 
 from ..basics import choose, clean_text, content_key
 from .annotations import Annotations
-from .exemplars import _BATCH, _batches
-from .recording import _decoded
-from .seen import Seen
 from .layout import maps
+from .passes import passed
+from .seen import Seen
 
 # %% ../../nbs/probe/10_masks.ipynb #3d9566bc
 def unit_masks(
@@ -168,11 +166,11 @@ class _Looked:
 def _mask_maps(activation, layout, size):
     """(B, U, h, w) float32 maps; of a vector, each unit's one number as a map of one position. Errors: ValueError for steps that lie on no grid."""
     if activation.ndim == 2:
-        return activation.float()[:, :, None, None]
-    found = maps(activation.float(), layout, size)
-    if found is None:
+        return activation[:, :, None, None]
+    arranged = maps(activation, layout, size)
+    if arranged is None:
         raise ValueError(f"a layer of {layout} has no activation maps: masks need maps, patches on a grid, or one number per image")
-    return found
+    return arranged
 
 # %% ../../nbs/probe/10_masks.ipynb #94e1de14
 def mask_batches(
@@ -190,14 +188,10 @@ def mask_batches(
     target = recording.target.at(choose(layer, recording.layers, "layer"))
     positions = recording[layer].image.values.tolist() if images is None else list(images)
     looked = _Looked(recording.images, source, target)
-    decoded = _decoded(looked, target.preprocess, positions, min(8, os.cpu_count() or 1), 2 * _BATCH)
     with tqdm(total=len(positions), unit="image", desc=f"masks of {clean_text(layer)}", disable=not progress) as bar:
-        for batch in _batches(decoded):
-            stacked = torch.stack([tensor for _, tensor in batch])
-            [found] = target.collect(stacked, lambda _layer, activation, layout: _mask_maps(activation, layout, stacked.shape[2:])).values()
-            numbers = [index for index, _ in batch]
-            yield numbers, found, source.concept_masks([looked.kept.pop(index) for index in numbers])
-            bar.update(len(batch))
+        for numbers, of_batch in passed(target, looked, positions, _mask_maps):
+            yield numbers, of_batch, source.concept_masks([looked.kept.pop(number) for number in numbers])
+            bar.update(len(numbers))
 
 # %% ../../nbs/probe/10_masks.ipynb #f57b38fb
 def packed(
