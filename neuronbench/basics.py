@@ -300,7 +300,7 @@ def _known_by_name(value):
     return getattr(found, "__func__", found) is value
 
 # %% ../nbs/00_basics.ipynb #ckclass0
-_NO_CONTENT = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl",
+_NO_CONTENT = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "__slotnames__", "_abc_impl",
                "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"}  # of a class; a dataclass has it in __init__
 
 

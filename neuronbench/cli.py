@@ -920,7 +920,7 @@ def train(
     held_out=2000,  # how many to be measured on
 ):
     """Train the embedded world's models from scratch and print how well they came out."""
-    from neuronbench.embedded.train_world import train_world
+    from neuronbench.embedded.training.train_world import train_world
     from neuronbench.embedded.world import World, evaluate_world
     from neuronbench.probe.recording import record
 

@@ -17,15 +17,15 @@ from .basics import cache_folder, check_columns, choose, name_list
 from .describe.clip_dissect import CLIPDissect
 from .describe.compositional import CompositionalExplanations
 from .describe.concepts import concept_set
-from .describe.describe_and_dissect import DescribeAndDissect
+from .describe.describe_and_dissect.method import DescribeAndDissect
 from .describe.descriptions import COLUMNS, chosen_units, replaced
 from .describe.falcon import FALCON, CaptionCorpus
 from .describe.invert import INVERT, label_table
 from .describe.milan import MILAN
 from .describe.network_dissection import NetworkDissection
 from .describe.patch_vocabulary import PatchVocabulary
-from .embedded.scenes import KINDS
-from .embedded.vocabulary import class_features
+from .embedded.drawing.scenes import KINDS
+from .embedded.drawing.vocabulary import class_features
 from .embedded.world import world
 from .foundation.captioner import Captioner
 from .foundation.chat import Chat

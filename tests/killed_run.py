@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.foundation.captioner import ChatCaptioner
 from neuronbench.foundation.chat import Chat
 from neuronbench.probe.images import ProbingSet

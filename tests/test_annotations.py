@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import neuronbench as nb
-from neuronbench.embedded.annotations import scene_annotations
-from neuronbench.embedded.rendering import Scenes
-from neuronbench.embedded.scenes import CATEGORIES as WORLD_CATEGORIES
+from neuronbench.embedded.drawing.annotations import scene_annotations
+from neuronbench.embedded.drawing.rendering import Scenes
+from neuronbench.embedded.drawing.scenes import CATEGORIES as WORLD_CATEGORIES
 from neuronbench.probe.annotations import Annotations, annotations_from_arrays, annotations_from_broden
 from neuronbench.probe.images import BadImage
 from neuronbench.probe.masks import Annotated, ConceptMasks, Segmented, mask_batches, packed

@@ -397,3 +397,16 @@ def test_a_function_that_is_put_into_a_library_class_counts(kind, make, monkeypa
     assert len({before, patched, content_key(make())}) == 3
     monkeypatch.undo()
     assert content_key(make()) == before
+
+
+def test_a_class_has_one_key_before_and_after_an_instance_was_pickled():
+    class Slotted:
+        __slots__ = ("level",)
+
+        def __init__(self):
+            self.level = 1
+
+    before = content_key(Slotted)
+    Slotted().__reduce_ex__(4)  # it leaves what it learned in the class
+    assert "__slotnames__" in vars(Slotted) and content_key(Slotted) == before
+    assert content_key(Slotted()) == content_key(Slotted())

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
-from neuronbench.describe.augmentation import augment
+from neuronbench.describe.describe_and_dissect.augmentation import augment
 from neuronbench.evaluate.ablation import ablated
 from neuronbench.probe.activations import LayerActivations
 from neuronbench.probe.exemplars import exemplars

@@ -17,7 +17,7 @@ from fault_proxy import FaultProxy, completion, cut_off, hang, reset, status, te
 
 from neuronbench.basics import cache_folder, content_key
 from neuronbench.describe.descriptions import describe_frame
-from neuronbench.describe.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
 from neuronbench.embedded.world import WEIGHTS
 from neuronbench.foundation.chat import Chat, Request, _address, _on_this_machine
 
@@ -424,7 +424,7 @@ def test_the_choice_of_the_lowest_index_is_the_answer(proxy):
 
 
 def test_the_steps_of_the_methods_ask_in_a_form():
-    from neuronbench.describe.candidates import Asking
+    from neuronbench.describe.describe_and_dissect.candidates import Asking
     from neuronbench.describe.patch_vocabulary import PatchVocabulary
 
     asking = Asking()

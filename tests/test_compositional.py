@@ -10,8 +10,8 @@ from given_maps import CATEGORIES, annotated_case, random_case, recorded, upsamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronbench.describe.compositional import JOINS, BitMask, CompositionalExplanations, Hits, Masks, Search, equivalent, extensions, parse_formula
-from neuronbench.describe.invert import Formula
+from neuronbench.describe.compositional import JOINS, BitMask, CompositionalExplanations, Hits, Masks, Search, extensions
+from neuronbench.describe.formulas import Formula, equivalent, parse_formula
 from neuronbench.describe.network_dissection import NetworkDissection
 from neuronbench.probe.annotations import Annotations, annotations_from_arrays
 from neuronbench.probe.masks import ConceptMasks, packed

@@ -14,10 +14,10 @@ from PIL import Image
 
 import neuronbench as nb
 from neuronbench.basics import clean_text
-from neuronbench.describe.candidates import Asking, candidates_of, cleaned
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
-from neuronbench.describe.prompts import Prompts
-from neuronbench.describe.scoring import SCORINGS
+from neuronbench.describe.describe_and_dissect.candidates import Asking, candidates_of, cleaned
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
 from neuronbench.foundation.chat import Answer
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, attention_crops

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import neuronbench as nb
-from neuronbench.describe.augmentation import augment
+from neuronbench.describe.describe_and_dissect.augmentation import augment
 from neuronbench.describe.clip_dissect import CLIPDissect
 from neuronbench.probe.activations import LayerActivations
 from neuronbench.probe.crops import cut

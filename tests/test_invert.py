@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 
 import neuronbench as nb
 from neuronbench.describe import invert
-from neuronbench.describe.invert import INVERT, Formula, auc_from_ranks, formulas_of, label_table, p_adjusted, p_value
+from neuronbench.describe.formulas import Formula
+from neuronbench.describe.invert import INVERT, auc_from_ranks, formulas_of, label_table, p_adjusted, p_value
 
 NAMES = ["red", "boat", "night", "cat", "tree"]
 JOINS = [("AND", False), ("AND", True), ("OR", False), ("OR", True)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronbench.describe.prompts import PLACEHOLDERS, Prompts
+from neuronbench.describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), max_size=60)
 line = st.text("abc dé{}<>&'\"", min_size=1, max_size=20).filter(str.strip)

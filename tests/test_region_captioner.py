@@ -14,8 +14,8 @@ from PIL import Image
 
 import neuronbench as nb
 
-from neuronbench.embedded.networks import network_annotations, network_formulas, wordings
-from neuronbench.embedded.scenes import CONCEPTS
+from neuronbench.embedded.training.networks import network_annotations, network_formulas, wordings
+from neuronbench.embedded.drawing.scenes import CONCEPTS
 from neuronbench.embedded.world import means
 from neuronbench.foundation.region_captioner import (START, STOP, RegionCaptioner, Speaker, StageFeatures, load_published, masked_mean, split_words,
                                                      train_region_captioner, word_list, word_numbers)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronbench.describe import scoring
-from neuronbench.describe.scoring import SCORINGS, candidate_scores, painted_ranks
+from neuronbench.describe.describe_and_dissect import scoring
+from neuronbench.describe.describe_and_dissect.scoring import SCORINGS, candidate_scores, painted_ranks
 
 
 def drawn(seed, candidates, images, missing, dim=6):

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from tiny_recording import tiny_recording
 from torchvision.transforms import v2
 
-from neuronbench.describe.augmentation import augment
+from neuronbench.describe.describe_and_dissect.augmentation import augment
 from neuronbench.describe.network_dissection import NetworkDissection
 from neuronbench.probe.annotations import annotations_from_arrays
 from neuronbench.probe.images import ProbingSet

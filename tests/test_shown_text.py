@@ -15,7 +15,7 @@ from PIL import Image
 import neuronbench as nb
 from neuronbench.describe.descriptions import guarded, unguarded
 from neuronbench.describe.patch_vocabulary import read_vocabulary, write_vocabulary
-from neuronbench.describe.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
 from neuronbench.evaluate.answers import Session
 from neuronbench.evaluate.study import Study
 from neuronbench.probe.target import Target
@@ -109,7 +109,7 @@ def test_a_guarded_table_comes_back_as_it_was():
 
 LITTLE_ROOM = """import resource, signal, sys
 from pathlib import Path
-from neuronbench.describe.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
 from neuronbench.describe.patch_vocabulary import write_vocabulary
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 from tuner_fakes import Captions, Paints, Sight, Talker, fake_method
 
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
-from neuronbench.describe.prompts import Prompts
-from neuronbench.describe.scoring import SCORINGS
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
 from neuronbench.probe.exemplars import exemplars

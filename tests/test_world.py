@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuronbench.embedded import rendering
-from neuronbench.embedded.objects import pieces
-from neuronbench.embedded.rendering import HELD_OUT_SEED, Scenes, render
-from neuronbench.embedded.scenes import CATEGORIES, COLOURS, CONCEPTS, KINDS, SETTINGS, TEXTURES, Scene, Thing, caption, parts_of, random_scene
-from neuronbench.embedded.settings import backdrop
+from neuronbench.embedded.drawing import rendering
+from neuronbench.embedded.drawing.objects import pieces
+from neuronbench.embedded.drawing.rendering import HELD_OUT_SEED, Scenes, render
+from neuronbench.embedded.drawing.scenes import CATEGORIES, COLOURS, CONCEPTS, KINDS, SETTINGS, TEXTURES, Scene, Thing, caption, parts_of, random_scene
+from neuronbench.embedded.drawing.settings import backdrop
 
 SCENES = [random_scene(7, number) for number in range(60)]
 
@@ -61,7 +61,7 @@ def test_masks_lie_inside_one_another_as_their_meanings_do():
 
 
 def test_a_scene_is_the_same_in_another_process():
-    code = "import hashlib; from neuronbench.embedded.rendering import render; from neuronbench.embedded.scenes import random_scene;"
+    code = "import hashlib; from neuronbench.embedded.drawing.rendering import render; from neuronbench.embedded.drawing.scenes import random_scene;"
     code += "print(hashlib.sha256(b''.join(render(random_scene(7, i))[0].tobytes() for i in range(5))).hexdigest())"
     hashes = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(hashes) == 1
@@ -106,9 +106,9 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 
 
 # %% what needs torch
-from neuronbench.embedded import tools  # noqa: E402
-from neuronbench.embedded.target import evaluate_formula, formula_concepts  # noqa: E402
-from neuronbench.embedded.train_world import train_world  # noqa: E402
+from neuronbench.embedded.training import clip as tools  # noqa: E402
+from neuronbench.embedded.training.target import evaluate_formula, formula_concepts  # noqa: E402
+from neuronbench.embedded.training.train_world import train_world  # noqa: E402
 from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, world  # noqa: E402
 
 
@@ -168,7 +168,7 @@ def test_right_is_what_means_the_same(text, formula, same):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_people_write_of_a_formula_means_it(seed):
-    from neuronbench.embedded.networks import network_formulas, wordings
+    from neuronbench.embedded.training.networks import network_formulas, wordings
 
     formulas = network_formulas(seed)
     for number, formula in enumerate(formulas):
@@ -177,7 +177,7 @@ def test_what_people_write_of_a_formula_means_it(seed):
 
 
 def test_formulas_of_other_concepts_mean_something_else():
-    from neuronbench.embedded.target import PLANTED
+    from neuronbench.embedded.training.target import PLANTED
 
     for one, other in itertools.permutations(PLANTED, 2):
         assert not means(one, other), (one, other)
@@ -265,7 +265,7 @@ def test_missing_weights_say_what_is_missing(tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn():
-    from neuronbench.embedded.fitting import draw_scenes
+    from neuronbench.embedded.training.fitting import draw_scenes
 
     return draw_scenes(Scenes.random(400, 11), workers=0)
 
@@ -273,8 +273,8 @@ def drawn():
 def test_views_show_what_a_formula_covers_and_say_how_much_of_the_thing(drawn):
     import torch
 
-    from neuronbench.embedded.fitting import views
-    from neuronbench.embedded.training import formula_boxes, near_and_far
+    from neuronbench.embedded.training.fitting import views
+    from neuronbench.embedded.training.target_and_clip import formula_boxes, near_and_far
 
     positions = torch.arange(64)
     images, cover, shares = near_and_far(drawn, positions, torch.Generator().manual_seed(0))
@@ -289,8 +289,8 @@ def test_views_show_what_a_formula_covers_and_say_how_much_of_the_thing(drawn):
 def test_within_a_class_no_concept_tells_how_high_the_score_is(drawn):
     import torch
 
-    from neuronbench.embedded.target import SceneNet
-    from neuronbench.embedded.training import fc_features, even_classes
+    from neuronbench.embedded.training.target import SceneNet
+    from neuronbench.embedded.training.target_and_clip import fc_features, even_classes
 
     torch.manual_seed(0)
     net = SceneNet().eval()
@@ -304,7 +304,7 @@ def largest_gap(net, drawn, features):
     """The mean over classes of how far a concept shifts the class's mean score, at most."""
     import torch
 
-    from neuronbench.embedded.scenes import concept_labels
+    from neuronbench.embedded.drawing.scenes import concept_labels
 
     weights = torch.cat([net.fc.weight, net.fc.bias[:, None]], 1).double()
     scores, has = (features[: len(drawn)] @ weights.T).detach().numpy(), concept_labels(drawn.scenes).values

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from neuronbench.embedded import chat as chat_module
-from neuronbench.embedded.captions import FILLERS, pixel_codes, random_box, simplified, view_caption
-from neuronbench.embedded.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, said_concepts, shared_label
-from neuronbench.embedded.painter import ScenePainter, close_up, known_words, read_phrase
-from neuronbench.embedded.rendering import SIZE, Scenes, render
-from neuronbench.embedded.scenes import COLOURS, CONCEPTS, KINDS, PARTS, SETTINGS, SHAPES, TEXTURES, TIMES, Scene, Thing, parts_of, random_scene
+from neuronbench.embedded.training import chat as chat_module
+from neuronbench.embedded.drawing.captions import FILLERS, pixel_codes, random_box, simplified, view_caption
+from neuronbench.embedded.training.chat import CaptionPool, caption_set, chat_tokenizer, conversation, implied, said_concepts, shared_label
+from neuronbench.embedded.drawing.painter import ScenePainter, close_up, known_words, read_phrase
+from neuronbench.embedded.drawing.rendering import SIZE, Scenes, render
+from neuronbench.embedded.drawing.scenes import COLOURS, CONCEPTS, KINDS, PARTS, SETTINGS, SHAPES, TEXTURES, TIMES, Scene, Thing, parts_of, random_scene
 from neuronbench.embedded.world import WEIGHTS, World, named_things, world
 
 SCENES = [random_scene(11, number) for number in range(40)]
@@ -270,7 +270,7 @@ def random_caption(rng, kind):
 
 
 def test_the_chat_model_names_what_ten_captions_share(here):
-    from neuronbench.embedded.chat import summary_request
+    from neuronbench.embedded.training.chat import summary_request
 
     rng = np.random.default_rng(0)
     answers = here.chat.answers([summary_request([random_caption(rng, kind) for _ in range(10)]) for kind in KINDS], progress=False)

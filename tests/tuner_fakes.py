@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.foundation.chat import Answer, Usage
 
 COLOURS = ("red", "green", "blue")

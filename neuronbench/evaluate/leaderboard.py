@@ -14,14 +14,14 @@ import pandas as pd
 from ..basics import cache_folder, check_columns, choose, name_list
 from ..describe.clip_dissect import CLIPDissect
 from ..describe.compositional import CompositionalExplanations
-from ..describe.describe_and_dissect import DescribeAndDissect
+from ..describe.describe_and_dissect.method import DescribeAndDissect
 from ..describe.descriptions import joined_frames
 from ..describe.falcon import FALCON
 from ..describe.invert import INVERT
 from ..describe.milan import MILAN
 from ..describe.network_dissection import NetworkDissection
 from ..describe.patch_vocabulary import PatchVocabulary
-from ..embedded.vocabulary import VocabularyTable
+from ..embedded.drawing.vocabulary import VocabularyTable
 from .agreement import BASELINE, CONSTANT, measured, summary, text_cosine
 from .faithfulness import faithfulness
 from .synthesis import synthesis

@@ -9,7 +9,7 @@ __all__ = ['CLOSE_UP', 'auc', 'mean_activation_difference', 'synthesis']
 import numpy as np
 import pandas as pd
 
-from ..describe.selection import Studio
+from ..describe.describe_and_dissect.selection import Studio
 from .agreement import described_units, prompted
 from ..probe.activations import LayerActivations
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import traitlets
 
 from ..basics import choose
-from ..describe.candidates import Asking, cleaned
-from ..describe.prompts import PLACEHOLDERS, Prompts
+from ..describe.describe_and_dissect.candidates import Asking, cleaned
+from ..describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts
 from .files import joined
 from .compare import same_words, truth_of
 from .tuner import Tuner, chosen_numbers, method_call

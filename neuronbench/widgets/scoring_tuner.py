@@ -14,8 +14,8 @@ import numpy as np
 import traitlets
 
 from ..basics import choose
-from ..describe.prompts import Prompts
-from ..describe.scoring import SCORINGS, candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
+from ..describe.describe_and_dissect.prompts import Prompts
+from ..describe.describe_and_dissect.scoring import SCORINGS, candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
 from ..probe.crops import CropSettings
 from .browser import jpeg, small_png
 from .files import joined

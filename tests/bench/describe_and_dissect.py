@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 import neuronbench as nb
-from neuronbench.describe.candidates import Asking, Exchange, _candidates
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
-from neuronbench.describe.prompts import Prompts
-from neuronbench.describe.scoring import SCORINGS, topk_squared_image_products
-from neuronbench.embedded.target import load_target
+from neuronbench.describe.describe_and_dissect.candidates import Asking, Exchange, _candidates
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
+from neuronbench.describe.describe_and_dissect.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.scoring import SCORINGS, topk_squared_image_products
+from neuronbench.embedded.training.target import load_target
 from neuronbench.embedded.world import WEIGHTS
 from neuronbench.foundation import clip as clip_module
 from neuronbench.foundation import local_chat

@@ -11,8 +11,8 @@ from browser_lab import Chromium, JupyterLab, kernel_says, run_all, write_notebo
 REDRAW_LIMIT, SCORES_LIMIT = 100, 50  # ms
 STEPS = 30
 CODE = """import neuronbench as nb
-from neuronbench.describe.describe_and_dissect import DescribeAndDissect
-from neuronbench.embedded.painter import ScenePainter
+from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
+from neuronbench.embedded.drawing.painter import ScenePainter
 from neuronbench.embedded.world import World
 from neuronbench.foundation.captioner import ConceptCaptioner
 from neuronbench.foundation.consensus import Consensus
