@@ -101,7 +101,7 @@ def test_a_recording_is_found_again_with_another_display_and_shown_by_it(tmp_pat
     first = record(target, scenes(display=None), store=tmp_path / "a.zarr", progress=False)
     shown = [scenes(display=display) for display in ((3, 2, 1), 0, picture_of_five)]
     again = [record(target, images, store=tmp_path / "a.zarr", progress=False) for images in shown]
-    assert {recording.group.path for recording in again} == {first.group.path}, "one recording"
+    assert {recording.store.arrays.key for recording in again} == {first.store.arrays.key}, "one recording"
     assert len({first.fingerprint, *(recording.fingerprint for recording in again)}) == 4, "and what is made of pictures has another key"
     assert len({images.fingerprint for images in shown}) == 3 and card(first, shown[0], "0", 2)
 

@@ -20,7 +20,7 @@ from torch import nn
 from neuronbench.probe.exemplars import exemplars
 from neuronbench.probe.images import ProbingSet
 from neuronbench.probe.recording import record
-from neuronbench.probe.store import ArrayPlan, StoreError, damaged, locked, new_array, reading, root_group, write
+from neuronbench.probe.store import ArrayPlan, ArrayStore, StoreError, locked
 from neuronbench.probe.target import Target
 
 
@@ -219,7 +219,7 @@ def test_maps_of_exemplars_are_gathered_anew_where_a_file_is_lost_or_damaged(sou
         [file, *_] = sorted(path for path in copy.rglob("exemplars/**/c/**/*") if path.is_file())
         harm(file)
         assert exemplars(recording, "0", units=[1, 2], k=2).maps.tolist() == expected[-1]
-        assert not damaged(recording.group[file.relative_to(copy).parts[1] + "/" + file.relative_to(copy).parts[2]])
+        assert not recording.store.arrays.damaged("/".join(file.relative_to(copy).parts[1:3]))
 
 
 def test_maps_of_exemplars_are_written_by_one_at_a_time(tmp_path):
@@ -321,13 +321,14 @@ def test_a_folder_that_is_no_store_is_left_as_it_is(tmp_path):
 
 def test_what_is_nothing_but_fill_values_is_not_missing(tmp_path):
     plan = ArrayPlan((4, 2), (2, 2), "float32", np.nan)
-    group = root_group(tmp_path / "s").create_group("g")
-    assert [what for _, _, what in damaged(new_array(group, "a", plan))] == ["missing"] * 2
-    write(group, "a", slice(None), np.nan)
-    with reading(group, "a", plan) as array:
-        assert np.isnan(array[:]).all() and not damaged(array)
+    arrays = ArrayStore.opened(tmp_path / "s", "g")
+    arrays.begin({})
+    arrays.prepare({"a": plan})
+    assert [what for _, _, what in arrays.damaged("a")] == ["missing"] * 2
+    arrays.write("a", slice(None), np.nan)
+    assert np.isnan(arrays.read("a", plan)).all() and not arrays.damaged("a")
 
 
 def test_a_store_in_memory_has_no_files_to_lose():
     recording = recorded(None)
-    assert recording["0"].shape == (257, 4) and not damaged(recording.group["pooled/0/mean"])
+    assert recording["0"].shape == (257, 4) and not recording.store.arrays.damaged("pooled/0/mean")

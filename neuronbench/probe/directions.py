@@ -131,7 +131,7 @@ class Directions(Recording):
         network = DirectedNetwork(source.model, layer, Projection(encoder), layout)
         target = Target(network, [layer], source.preprocess, source.classes, source.device, {layer: replace(layout.arranged, units=None)})
         made = record(target, recording.images, pool=recording.pools[layer], autocast=source.autocast, **options)
-        super().__init__(made.group, made.target, made.images, made.fingerprint, made.made_of)
+        super().__init__(made.store, made.target, made.images, made.fingerprint, made.made_of)
 
 
 def _only_layer(recording):

@@ -18,7 +18,7 @@ from .images import ProbingSet
 from .layout import maps, pooled
 from .passes import passed
 from .recording import Recording, checked_unit
-from .store import ArrayPlan, StoreError, folder_of, locked, new_array, reading, stored_array, write
+from .store import keep_array, kept_array
 
 # %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
 def _ranked(
@@ -68,43 +68,19 @@ def _place(maps, indices, gathered, wanted, units):
 # %% ../../nbs/probe/04_exemplars.ipynb #027924f3
 def _kept_maps(recording, layer, units, wanted, images):
     """The maps of `wanted` (U, k) from beside the recording, gathered and stored there first if need be."""
-    group, name = recording.group, f"exemplars/{content_key(layer, units, wanted)}"
-    maps = _sound_maps(group, name)
+    arrays, name = recording.store.arrays, f"exemplars/{content_key(layer, units, wanted)}"
+    maps = kept_array(arrays, name)
     if maps is None:
         recording.check_network()
         maps = _gathered(recording, layer, images, wanted, units)
         if maps is not None:
-            _keep(group, name, maps)
+            _keep(arrays, name, maps)
     return maps
 
 
-def _sound_maps(group, name):
-    """The maps of that name, or None where they are missing, incomplete or damaged."""
-    array = stored_array(group, name)
-    if array is None or array.attrs.get("complete") != _mark(array):
-        return None
+def _keep(arrays, name, maps):
     try:
-        with reading(group, name, _maps_plan(array.shape)) as array:
-            return array[:]
-    except StoreError:
-        return None
-
-
-def _maps_plan(shape):
-    return ArrayPlan(shape, (1, *shape[1:]), "float32", np.nan)
-
-
-def _mark(array):
-    return content_key(array.shape, array.chunks, str(array.dtype))
-
-
-def _keep(group, name, maps):
-    try:
-        with locked(folder_of(group), group.path):
-            if _sound_maps(group, name) is None:  # nobody else has kept them meanwhile
-                array = new_array(group, name, _maps_plan(maps.shape))
-                write(group, name, slice(None), maps)
-                array.attrs["complete"] = _mark(array)
+        keep_array(arrays, name, maps)
     except OSError as error:  # a store that others may only read
         warnings.warn(f"the maps cannot be kept beside the recording: {getattr(error.__cause__, 'strerror', None) or error.strerror or error}")
 
