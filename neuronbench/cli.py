@@ -441,7 +441,7 @@ def check_whole(
     splits: dict,  # name of a split: its files
 ) -> int:
     """How many image files the folder has, 0 for one of tables. Errors: ValueError where a file of the folder is in no split, or twice in them."""
-    from neuronbench.probe.images import _SUFFIXES, _image_files
+    from neuronbench.probe.images import IMAGE_SUFFIXES, image_files
 
     folder = folder.resolve()
     read = Counter(Path(file).relative_to(folder).as_posix() for files in splits.values() for file in files)
@@ -449,8 +449,8 @@ def check_whole(
     if twice := [file for file, count in read.items() if count > 1]:
         raise ValueError(f"{twice[0]!r} in it would be read {read[twice[0]]} times, as {why}: rename it, or give the folder of one split as --images")
     suffixes = {Path(file).suffix.lower() for file in read}
-    images = suffixes & _SUFFIXES
-    there = _image_files(folder) if images else _files(folder, suffixes & TABLES)
+    images = suffixes & IMAGE_SUFFIXES
+    there = image_files(folder) if images else _files(folder, suffixes & TABLES)
     if left := [file for file in there if file not in read]:
         way = "give the folder as --images, which reads all of it, with its class folders as labels" if images else "rename the files, or give one of them as --dataset"
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

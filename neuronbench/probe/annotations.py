@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..basics import choose, content_key
-from .images import ProbingSet, _files_key, _load_file
+from .images import ProbingSet, files_key
 
 # %% ../../nbs/probe/08_annotations.ipynb #8d544e5a
 class Annotations:
@@ -63,6 +63,12 @@ class Annotations:
         if len(shapes) > 1:
             raise ValueError(f"{where} has masks of {len(shapes)} sizes, {' and '.join(map(str, sorted(shapes)[:2]))}: expected one size")
         return found
+
+    @property
+    def mask_size(self) -> tuple:
+        """(H, W) of the first mask there is; (1, 1) where there is none. No image is opened."""
+        each = (np.shape(mask) for position in range(len(self)) for masks in self._masks(position).values() for mask in masks.values())
+        return next(each, (1, 1))
 
     @property
     def fingerprint(self) -> str:
@@ -219,7 +225,7 @@ class _Broden:
     @property
     def fingerprint(self) -> str:
         paths = [self.folder / "images" / name for name in self._files]
-        return content_key(self.names, self.rows, _files_key(paths, self._files))
+        return content_key(self.names, self.rows, files_key(paths, self._files))
 
 # %% ../../nbs/probe/08_annotations.ipynb #0305c96c
 def annotations_from_broden(
@@ -237,5 +243,5 @@ def annotations_from_broden(
         raise ValueError(f"{str(broden.folder / 'index.csv')!r} lists no images")
     ids = [row["image"] for row in broden.rows]
     paths = [broden.folder / "images" / id for id in ids]
-    images = ProbingSet(partial(_load_file, paths, ids), ids, partial(_files_key, paths, ids))
+    images = ProbingSet.from_files(paths, ids)
     return Annotations(images, broden, {name: tuple(dict.fromkeys(labels.values())) for name, labels in broden.names.items()})

@@ -70,9 +70,7 @@ class Annotated:
     """The concepts of images by their `Annotations`. `size`: (H, W) of the masks, that of the first one."""
 
     def __init__(self, annotations: Annotations):
-        self.annotations, self.categories = annotations, annotations.categories
-        each = (np.shape(mask) for position in range(len(annotations)) for masks in annotations._masks(position).values() for mask in masks.values())
-        self.size = next(each, (1, 1))
+        self.annotations, self.categories, self.size = annotations, annotations.categories, annotations.mask_size
 
     def look(self, position, image, box):
         """Read the masks of an image, as far as they lie in the box (left, top, right, bottom) of its pixels that the network sees."""
