@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'POOLINGS', 'LayoutError', 'Layout', 'arranged', 'positions', 'pooled', 'maps', 'Sight', 'watched_pass',
-           'Special', 'special_tokens', 'layouts_of', 'layers', 'example_image', 'floating_type']
+           'Special', 'special_tokens', 'layouts_of', 'example_image', 'floating_type', 'layers']
 
 # %% ../../nbs/probe/14_layout.ipynb #e7734613
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -61,7 +62,7 @@ class Layout:
         return 1 if self.kind.endswith("-first") else 0
 
     @property
-    def arranged(self):
+    def arranged(self) -> "Layout":
         """The Layout of the output as `arranged` gives it."""
         kind = {"maps-last": "maps", "tokens-first": "tokens", "positions": "positions-last", "positions-first": "positions-last"}.get(self.kind, self.kind)
         return replace(self, kind=kind, calls=1, call=1)
@@ -77,7 +78,7 @@ class Layout:
         called = f", call {self.call} of {self.calls}" if self.calls > 1 else ""
         return f"{self.kind} {KINDS[self.kind]}{where}{extra}{called}"
 
-# %% ../../nbs/probe/14_layout.ipynb #f4869f32
+# %% ../../nbs/probe/14_layout.ipynb #lay_arr
 def arranged(
     output: torch.Tensor,  # of a layer
     layout: Layout,
@@ -99,7 +100,7 @@ def positions(
         return activation.flatten(2).transpose(1, 2)
     return activation[:, layout.prefix :] if activation.ndim == 3 else activation[:, None]
 
-
+# %% ../../nbs/probe/14_layout.ipynb #lay_poo
 def pooled(
     activation: torch.Tensor,  # as `arranged`
     layout: Layout,
@@ -119,7 +120,7 @@ def pooled(
     values = positions(activation, layout)
     return values.mean(1) if pool == "mean" else values.amax(1)
 
-
+# %% ../../nbs/probe/14_layout.ipynb #f4869f32
 def maps(
     activation: torch.Tensor,  # as `arranged`
     layout: Layout,
@@ -142,28 +143,10 @@ def _grid_at(layout, count, size):
         raise ValueError(f"{count} patches are no grid of {grid[0]} x {grid[1]} on an image of {size[0]} x {size[1]}: expected one size of images")
     return grid
 
-# %% ../../nbs/probe/14_layout.ipynb #86af92fb
+# %% ../../nbs/probe/14_layout.ipynb #lay_kin
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
           nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
-_REORDERS = ("Unroll", "HieraEncoder")  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
-_REORDERS_INSIDE = {"HieraEncoder": "", "NestLevel": "transformer_encoder"}  # by mask unit, by block
-_FOLDS = ("PixelUnshuffle", "SpaceToDepth")  # pixels become channels before the first convolution
 _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention, nn.Embedding)
-
-
-@dataclass
-class Sight:
-    """What one pass showed of a layer in one of its calls."""
-
-    shape: tuple | Exception  # of its tensor, or why it gives none
-    firsts: tuple  # values of what would be the first image's if the batch were axis 0, and axis 1
-    told: frozenset  # unit axes of the torch layers so far that gave this very shape
-    width: tuple = (None, False)  # units of the last module of a known number of them, and whether its kind has them on the last axis
-    units_last: bool = False  # whether a layer with its units on the last axis has run
-    conv: tuple | None = None  # (units, positions) of the last 2-d convolution
-    grids: tuple = ()  # (h, w) of all 2-d convolutions so far, in order
-    lengths: frozenset = frozenset()  # of all rows of tokens, and of all convolutions' maps, so far
-    unordered: bool = False  # whether a module has run after which the positions are steps, or patches in another order than the image's
 
 
 def _of_several_axes(module):
@@ -188,7 +171,59 @@ def _width(module):
             return width
     return None
 
+# %% ../../nbs/probe/14_layout.ipynb #lay_sig
+@dataclass
+class Sight:
+    """What one pass showed of a layer in one of its calls."""
 
+    shape: tuple | Exception  # of its tensor, or why it gives none
+    firsts: tuple  # values of what would be the first image's if the batch were axis 0, and axis 1
+    told: frozenset  # unit axes of the torch layers so far that gave this very shape
+    width: tuple = (None, False)  # units of the last module of a known number of them, and whether its kind has them on the last axis
+    units_last: bool = False  # whether a layer with its units on the last axis has run
+    conv: tuple | None = None  # (units, positions) of the last 2-d convolution
+    grids: tuple = ()  # (h, w) of all 2-d convolutions so far, in order
+    lengths: frozenset = frozenset()  # of all rows of tokens, and of all convolutions' maps, so far
+    unordered: bool = False  # whether a module has run after which the positions are steps, or patches in another order than the image's
+
+
+def _shape(output):
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else None
+
+
+def _seen_of_layer(output, layer):
+    """(shape, values of its first image by batch axis) of the tensor that a layer gives; (the error that says why it gives none, ()) otherwise."""
+    try:
+        tensor = first_tensor(output, layer)
+    except ValueError as error:
+        return error, ()
+    return tuple(tensor.shape), tuple(_some_values(tensor.select(axis, 0)) for axis in range(min(tensor.ndim, 2)) if tensor.shape[axis])
+
+
+def _some_values(tensor):
+    values = tensor.detach().flatten()
+    return values[:: max(1, len(values) // 4096)].clone()
+
+# %% ../../nbs/probe/14_layout.ipynb #lay_aft
+_REORDERS = ("Unroll", "HieraEncoder")  # Hiera keeps its patches by mask unit, so that row and column cannot be read off their number
+
+
+def _after(module, shape, state):
+    """What is new in a pass's state when a module has run that gave a tensor of `shape`, or none."""
+    new, width = {}, _width(module)
+    if width:
+        new["width"] = width, isinstance(module, _LAST)
+    if isinstance(module, nn.RNNBase) or type(module).__name__ in _REORDERS:
+        new["unordered"] = True
+    if isinstance(module, _LAST) and not _of_several_axes(module):
+        new["units_last"] = True
+    if isinstance(module, nn.Conv2d) and shape:
+        new |= {"grids": (*state.get("grids", ()), tuple(shape[-2:])), "conv": (shape[1], math.prod(shape[2:]))}
+    if shape and (isinstance(module, nn.Conv2d) or len(shape) == 3 and _axis_by_kind(module, 3)):
+        new["lengths"] = state.get("lengths", frozenset()) | {math.prod(shape[2:]) if isinstance(module, _FIRST) else shape[1]}
+    return new
+
+# %% ../../nbs/probe/14_layout.ipynb #86af92fb
 def watched_pass(
     model: nn.Module,  # the bare network
     modules: dict,  # {layer: module}
@@ -221,41 +256,6 @@ def watched_pass(
         return sights, error
     return sights, None
 
-
-def _after(module, shape, state):
-    """What is new in a pass's state when a module has run that gave a tensor of `shape`, or none."""
-    new, width = {}, _width(module)
-    if width:
-        new["width"] = width, isinstance(module, _LAST)
-    if isinstance(module, nn.RNNBase) or type(module).__name__ in _REORDERS:
-        new["unordered"] = True
-    if isinstance(module, _LAST) and not _of_several_axes(module):
-        new["units_last"] = True
-    if isinstance(module, nn.Conv2d) and shape:
-        new |= {"grids": (*state.get("grids", ()), tuple(shape[-2:])), "conv": (shape[1], math.prod(shape[2:]))}
-    if shape and (isinstance(module, nn.Conv2d) or len(shape) == 3 and _axis_by_kind(module, 3)):
-        new["lengths"] = state.get("lengths", frozenset()) | {math.prod(shape[2:]) if isinstance(module, _FIRST) else shape[1]}
-    return new
-
-
-def _shape(output):
-    return tuple(output.shape) if isinstance(output, torch.Tensor) else None
-
-
-def _seen_of_layer(output, layer):
-    """(shape, values of its first image by batch axis) of the tensor that a layer gives; (the error that says why it gives none, ()) otherwise."""
-    try:
-        tensor = first_tensor(output, layer)
-    except ValueError as error:
-        return error, ()
-    return tuple(tensor.shape), tuple(_some_values(tensor.select(axis, 0)) for axis in range(min(tensor.ndim, 2)) if tensor.shape[axis])
-
-
-def _some_values(tensor):
-    values = tensor.detach().flatten()
-    return values[:: max(1, len(values) // 4096)].clone()
-
-
 # %% ../../nbs/probe/14_layout.ipynb #4d26c42b
 _GIVE = "say layout={{{layer!r}: {kind!r}}} if you know better"
 
@@ -271,7 +271,7 @@ def _batch_axis(layer, two, three):
         raise LayoutError(f"layer {layer!r} gives {two} for 2 images, with the images on axis {axes[0]}: expected (B, ...) or tokens first, (T, B, U)")
     return axes[0]
 
-# %% ../../nbs/probe/14_layout.ipynb #6dfafd25
+# %% ../../nbs/probe/14_layout.ipynb #lay_siz
 def _axis_by_size(shape, other):
     """The one axis that stays as it is at another image size, or None."""
     same = [axis for axis in range(1, len(shape)) if shape[axis] == other[axis]]
@@ -282,7 +282,7 @@ def _keeps(other, shape, axis):
     """Whether an axis is as long at another image size: units are, positions are not."""
     return len(other) == len(shape) and other[axis] == shape[axis]
 
-
+# %% ../../nbs/probe/14_layout.ipynb #lay_sha
 def _axis_by_shape(sight, shape, size, prefixes):
     """The unit axis by what ran before in a network of one size, or None; where all axes are of one length they could have been turned unseen.
 
@@ -317,7 +317,7 @@ def _fits(grid, size):
     strides, shape = (size[0] / grid[0], size[1] / grid[1]), size[1] / size[0]
     return abs(strides[0] - strides[1]) <= max(strides[0] / grid[0], strides[1] / grid[1], 1e-9) and abs(grid[1] - grid[0] * shape) <= 1 + max(1, shape)
 
-
+# %% ../../nbs/probe/14_layout.ipynb #lay_hea
 def _refuse_heads(layer, module, around, sight, shape, other):
     """Errors: LayoutError for an output by attention head, such as (B, heads, T, T) or (B, T, T, heads)."""
     if len(shape) == 4 and (_named_heads(module, around, shape) or _between_tokens(module, sight, shape, other)):
@@ -343,7 +343,7 @@ def _other_pair(shape, other, axis):
     sight, there = other
     return len(there) == 4 and {there[axis], there[axis + 1]} <= sight.lengths and there[axis] != shape[axis]
 
-
+# %% ../../nbs/probe/14_layout.ipynb #6dfafd25
 def _unit_axis(layer, module, sight, shape, other, size, prefixes):
     """Of the layer's output with the batch axis in front. Errors: LayoutError."""
     by_kind, by_size = _axis_by_kind(module, len(shape)), other and _axis_by_size(shape, other[1])
@@ -357,7 +357,6 @@ def _unit_axis(layer, module, sight, shape, other, size, prefixes):
         raise LayoutError(f"layer {layer!r} gives {shape}, and neither its kind nor another image size tells which axis holds the units; say "
                           f"layout={{{layer!r}: {first!r}}} if it is axis 1, or layout={{{layer!r}: {last!r}}} if it is the last")
     return axis
-
 
 # %% ../../nbs/probe/14_layout.ipynb #e6023e8f
 _CLASS, _DISTILLED, _REGISTERS = ("cls_token", "class_token", "class_embedding", "cls_embedding"), ("dist_token", "distillation_token"), ("reg_token", "register_token")
@@ -433,7 +432,7 @@ def _stay(shape, grid, grids, other):
     return other is not None and math.prod(grid) > 1 and shape[:2] == other[1][:2] and (not grids or grids != other[0].grids)
 
 
-# %% ../../nbs/probe/14_layout.ipynb #af81cf1a
+# %% ../../nbs/probe/14_layout.ipynb #lay_cal
 def _chosen_call(layer, calls, given):
     """Which call of a layer counts, from 1. Errors: LayoutError."""
     if given is None and calls > 1:
@@ -443,17 +442,6 @@ def _chosen_call(layer, calls, given):
     return given or 1
 
 
-def _given_layout(layer, given, shape, batch_axis, found):
-    """The Layout that the caller said, completed. Errors: LayoutError where it does not fit the output."""
-    said = given if isinstance(given, Layout) else Layout(given)
-    if len(KINDS[said.kind].split(",")) != len(shape) or said.batch_axis != batch_axis:
-        raise LayoutError(f"layout says {said.kind} {KINDS[said.kind]} of layer {layer!r}, which gives {shape} for 2 images on axis {batch_axis}")
-    said = replace(said, units=shape[said.unit_axis])
-    if said.kind not in ("tokens", "tokens-first") or said.grid is not None:
-        return said
-    return found(said)
-
-
 def _refuse_company(layer, alone, other):
     """Errors: LayoutError where the first image has other values, up to rounding, beside another image and in another pass."""
     rounding = 16 * torch.finfo(alone.dtype).eps if alone.is_floating_point() else 0
@@ -461,6 +449,9 @@ def _refuse_company(layer, alone, other):
     if not torch.allclose(alone.float(), other.float(), rtol=0, atol=float(limit), equal_nan=True):
         raise LayoutError(f"layer {layer!r} gives one image other numbers in another batch: before it the network draws at random even in eval mode (a mask, a dropout), or "
                           "normalises over the batch; switch that off, or choose a layer before it")
+
+# %% ../../nbs/probe/14_layout.ipynb #lay_blo
+_REORDERS_INSIDE = {"HieraEncoder": "", "NestLevel": "transformer_encoder"}  # by mask unit, by block
 
 
 def _reordered(around):
@@ -483,7 +474,38 @@ def _by_area(grid, other):
     grown = [max(pair) / min(pair) for pair in zip(grid, other) if pair[0] != pair[1]]
     return len(grown) == 1 and grown[0] > 3
 
+# %% ../../nbs/probe/14_layout.ipynb #lay_giv
+def _given_layout(layer, given, shape, batch_axis, found):
+    """The Layout that the caller said, completed. Errors: LayoutError where it does not fit the output."""
+    said = given if isinstance(given, Layout) else Layout(given)
+    if len(KINDS[said.kind].split(",")) != len(shape) or said.batch_axis != batch_axis:
+        raise LayoutError(f"layout says {said.kind} {KINDS[said.kind]} of layer {layer!r}, which gives {shape} for 2 images on axis {batch_axis}")
+    said = replace(said, units=shape[said.unit_axis])
+    if said.kind not in ("tokens", "tokens-first") or said.grid is not None:
+        return said
+    return found(said)
 
+
+def _measured(layout, shape, size, call, calls):
+    """A Layout with what the output's shape says of its grid and length. Errors: LayoutError for a grid that is not as long as the tokens."""
+    grid = {"maps": shape[2:], "maps-last": shape[1:3]}.get(layout.kind, layout.grid)
+    lengths = {axis: length for axis, length in enumerate(shape) if axis not in (layout.batch_axis, layout.unit_axis)}
+    length = math.prod(lengths.values()) - layout.prefix
+    if grid is not None and math.prod(grid) != length:
+        raise LayoutError(f"layout says a grid of {grid[0]} x {grid[1]} with {layout.prefix} tokens in front of it: expected {length + layout.prefix} tokens in all")
+    return replace(layout, grid=grid, size=size, length=length, call=call, calls=calls)
+
+
+def _grid_of(said, layer, shape, context, size, special):
+    """Tokens that the caller named, with their grid and the tokens in front. Errors: LayoutError."""
+    first = said.batch_axis == 1
+    found = _tokens_layout(layer, (2, shape[0 if first else 1], shape[2]), (context[0], False), size, special, first)
+    if found.grid is None:
+        raise LayoutError(f"layer {layer!r} has {shape[0 if first else 1]} tokens and no patch grid was found; say layout={{{layer!r}: Layout('tokens', prefix=..., grid=(h, w))}} "
+                          "or 'positions-last'")
+    return found
+
+# %% ../../nbs/probe/14_layout.ipynb #af81cf1a
 def _decide(layer, module, around, special, two, three, other, size, given, call):
     """The Layout of one layer; `around` as `modules_around` and `special` as `special_tokens` give them. Errors: LayoutError and ValueError, one sentence."""
     calls, call = len(two), _chosen_call(layer, len(two), call)
@@ -514,26 +536,6 @@ def _decide(layer, module, around, special, two, three, other, size, given, call
     return _measured(found, two.shape, size, call, calls)
 
 
-def _measured(layout, shape, size, call, calls):
-    """A Layout with what the output's shape says of its grid and length. Errors: LayoutError for a grid that is not as long as the tokens."""
-    grid = {"maps": shape[2:], "maps-last": shape[1:3]}.get(layout.kind, layout.grid)
-    lengths = {axis: length for axis, length in enumerate(shape) if axis not in (layout.batch_axis, layout.unit_axis)}
-    length = math.prod(lengths.values()) - layout.prefix
-    if grid is not None and math.prod(grid) != length:
-        raise LayoutError(f"layout says a grid of {grid[0]} x {grid[1]} with {layout.prefix} tokens in front of it: expected {length + layout.prefix} tokens in all")
-    return replace(layout, grid=grid, size=size, length=length, call=call, calls=calls)
-
-
-def _grid_of(said, layer, shape, context, size, special):
-    """Tokens that the caller named, with their grid and the tokens in front. Errors: LayoutError."""
-    first = said.batch_axis == 1
-    found = _tokens_layout(layer, (2, shape[0 if first else 1], shape[2]), (context[0], False), size, special, first)
-    if found.grid is None:
-        raise LayoutError(f"layer {layer!r} has {shape[0 if first else 1]} tokens and no patch grid was found; say layout={{{layer!r}: Layout('tokens', prefix=..., grid=(h, w))}} "
-                          "or 'positions-last'")
-    return found
-
-
 def _batch_in_front(shape, batch):
     return shape if batch == 0 else (shape[1], shape[0], *shape[2:])
 
@@ -543,8 +545,7 @@ def _resized(other, call, batch):
     sight = other[call - 1] if other and len(other) >= call else None
     return (sight, _batch_in_front(sight.shape, batch)) if sight and isinstance(sight.shape, tuple) else None
 
-
-# %% ../../nbs/probe/14_layout.ipynb #0aae0446
+# %% ../../nbs/probe/14_layout.ipynb #lay_oth
 def _at_another_size(model, modules, batch, calls, shapes):
     """{layer: its Sights} with images of half or twice the size, as far as the network takes them; `shapes` of the layers that need it."""
     seen, left = {}, {layer: calls[layer] for layer in shapes}
@@ -563,10 +564,14 @@ def _tells(module, other, shape):
     return isinstance(other, tuple) and (other != shape if by_kind else _axis_by_size(shape, other) is not None)
 
 
-def _ramp(image):
-    return torch.linspace(-1, 1, image.numel(), dtype=image.dtype, device=image.device).reshape(image.shape)
+def _undecided(module, shape, size):
+    """Whether another image size may say more of a layer: of tokens, of maps that are not the image at one stride, and where its kind does not tell its units."""
+    if not isinstance(shape, tuple) or len(shape) < 3:
+        return False
+    axis = _axis_by_kind(module, len(shape))
+    return len(shape) == 3 or axis is None or not _fits(shape[2:] if axis == 1 else shape[1:3], size)
 
-
+# %% ../../nbs/probe/14_layout.ipynb #0aae0446
 def layouts_of(
     model: nn.Module,  # the bare network, in eval mode
     modules: dict,  # {layer: module}
@@ -601,42 +606,13 @@ def _passed(model, modules, batch, until=None):
         raise error
     return sights
 
-
-def _undecided(module, shape, size):
-    """Whether another image size may say more of a layer: of tokens, of maps that are not the image at one stride, and where its kind does not tell its units."""
-    if not isinstance(shape, tuple) or len(shape) < 3:
-        return False
-    axis = _axis_by_kind(module, len(shape))
-    return len(shape) == 3 or axis is None or not _fits(shape[2:] if axis == 1 else shape[1:3], size)
-
-
-# %% ../../nbs/probe/14_layout.ipynb #afa4ba75
-def layers(
-    model: nn.Module,  # any network that takes a batch (B, C, H, W)
-    names=None,  # dotted names; all modules if None
-    size=None,  # (H, W) of the images, in pixels; what the network says of itself, else (224, 224)
-    layout=None,  # {layer: a kind or a Layout}, as for `Target`
-    calls=None,  # {layer: which call counts, from 1}
-) -> pd.DataFrame:
-    """Columns layer, module, layout, units, map (h x w, or positions), pool (the default first), note (why a layer cannot be recorded).
-
-    Errors: KeyError for a name that the network does not have; ValueError for a network that does not take images of that size.
-    """
-    network, modules = bare(model), named_layers(model)
-    names = [name for name, _ in network.named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
-    image = example_image(network, size)
-    with one_at_a_time, evaluating(network), torch.inference_mode():
-        try:
-            found = layouts_of(network, {name: modules[name] for name in names}, image, layout or {}, calls or {})
-        except Exception as error:  # each network refuses an image in its own words
-            shape = " x ".join(map(str, image.shape[1:]))
-            raise ValueError(f"the network does not take an image of {shape} ({type(error).__name__}: {error}); say size=(height, width)") from error
-    return pd.DataFrame([_row(name, modules[name], found[name]) for name in names], columns=["layer", "module", "layout", "units", "map", "pool", "note"])
+# %% ../../nbs/probe/14_layout.ipynb #lay_exa
+_FOLDS = ("PixelUnshuffle", "SpaceToDepth")  # pixels become channels before the first convolution
 
 
 def example_image(
     model: nn.Module,
-    size=None,  # (H, W)
+    size: tuple[int, int] | None = None,  # (H, W)
 ) -> torch.Tensor:
     """(1, C, H, W) values from -1 to 1 of the type, channels and size that a network takes, as far as it says so itself."""
     said = getattr(model, "default_cfg", None) or {}
@@ -659,6 +635,33 @@ def floating_type(
     """The type in which a network computes: that of its first floating parameter or buffer; float32 if it has none."""
     tensors = [*model.parameters(), *model.buffers()]
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _ramp(image):
+    return torch.linspace(-1, 1, image.numel(), dtype=image.dtype, device=image.device).reshape(image.shape)
+
+# %% ../../nbs/probe/14_layout.ipynb #afa4ba75
+def layers(
+    model: nn.Module,  # any network that takes a batch (B, C, H, W)
+    names: Sequence[str] | None = None,  # dotted names; all modules if None
+    size: tuple[int, int] | None = None,  # (H, W) of the images, in pixels; what the network says of itself, else (224, 224)
+    layout: dict[str, str | Layout] | None = None,  # {layer: a kind or a Layout}, as for `Target`
+    calls: dict[str, int] | None = None,  # {layer: which call counts, from 1}
+) -> pd.DataFrame:
+    """Columns layer, module, layout, units, map (h x w, or positions), pool (the default first), note (why a layer cannot be recorded).
+
+    Errors: KeyError for a name that the network does not have; ValueError for a network that does not take images of that size.
+    """
+    network, modules = bare(model), named_layers(model)
+    names = [name for name, _ in network.named_modules() if name] if names is None else [choose(name, modules, "layer") for name in names]
+    image = example_image(network, size)
+    with one_at_a_time, evaluating(network), torch.inference_mode():
+        try:
+            found = layouts_of(network, {name: modules[name] for name in names}, image, layout or {}, calls or {})
+        except Exception as error:  # each network refuses an image in its own words
+            shape = " x ".join(map(str, image.shape[1:]))
+            raise ValueError(f"the network does not take an image of {shape} ({type(error).__name__}: {error}); say size=(height, width)") from error
+    return pd.DataFrame([_row(name, modules[name], found[name]) for name in names], columns=["layer", "module", "layout", "units", "map", "pool", "note"])
 
 
 def _row(name, module, found):

@@ -11,10 +11,12 @@ import inspect
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 
 from ..basics import best_device, choose, clean_name, content_key, no_code
 from .hooks import Finished, Hook, Renamed, bare, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
-from .layout import arranged, floating_type, layouts_of
+from .layout import Layout, arranged, floating_type, layouts_of
 
 # %% ../../nbs/probe/02_target.ipynb #39703299
 def _forward(model, modules, layouts, batch, reduce):
@@ -87,7 +89,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict
 
 
 def load_checkpoint(
-    path: Path,  # .safetensors, or a file written by torch.save
+    path: Path | str,  # .safetensors, or a file written by torch.save
 ) -> dict:
     """The weights in a file, {name: tensor}. Entries such as "state_dict" around them and what DataParallel ("module.") and torch.compile
     ("_orig_mod.") put into their names are taken off.
@@ -365,12 +367,12 @@ class _Libraries:
     @classmethod
     def from_torchvision(
         cls,
-        name,  # e.g. "resnet50"
-        layers,  # dotted names
-        weights=None,  # e.g. "IMAGENET1K_V2" (downloaded once), the path of a local checkpoint, or None for random weights
-        classes=None,  # names of the outputs; those of the network's default weights (ImageNet's, for most) if None
-        device=None,
-    ):
+        name: str,  # e.g. "resnet50"
+        layers: str | Sequence[str],  # dotted names
+        weights: str | Path | None = None,  # e.g. "IMAGENET1K_V2" (downloaded once), the path of a local checkpoint, or None for random weights
+        classes: Iterable | None = None,  # names of the outputs; those of the network's default weights (ImageNet's, for most) if None
+        device: str | torch.device | None = None,
+    ) -> "Target":
         """A network of torchvision with its preprocessing. Errors: see `load_checkpoint`; KeyError naming the nearest network or weights;
         ValueError for another number of classes than the weights have; OSError for a failed download."""
         return cls(layers=layers, device=device, **_torchvision_parts(name, weights, classes))
@@ -378,12 +380,12 @@ class _Libraries:
     @classmethod
     def from_timm(
         cls,
-        name,  # e.g. "vit_base_patch16_224"
-        layers,  # dotted names
-        pretrained=True,  # True (downloaded once), False for random weights, or the path of a local checkpoint
-        classes=None,  # names of the outputs
-        device=None,
-    ):
+        name: str,  # e.g. "vit_base_patch16_224"
+        layers: str | Sequence[str],  # dotted names
+        pretrained: bool | str | Path = True,  # True (downloaded once), False for random weights, or the path of a local checkpoint
+        classes: Iterable | None = None,  # names of the outputs
+        device: str | torch.device | None = None,
+    ) -> "Target":
         """A network of timm with its preprocessing. Errors: see `load_checkpoint`; KeyError naming the nearest network or tag;
         ValueError for another number of classes than the weights have, and where there are none; OSError for a failed download."""
         return cls(layers=layers, classes=classes, device=device, **_timm_parts(name, pretrained, classes))
@@ -391,10 +393,10 @@ class _Libraries:
     @classmethod
     def from_transformers(
         cls,
-        name,  # a name on the Hugging Face hub or a local folder, e.g. "google/vit-base-patch16-224"
-        layers,  # dotted names, e.g. ["vit.layers.11"]
-        device=None,
-    ):
+        name: str | Path,  # a name on the Hugging Face hub or a local folder, e.g. "google/vit-base-patch16-224"
+        layers: str | Sequence[str],  # dotted names, e.g. ["vit.layers.11"]
+        device: str | torch.device | None = None,
+    ) -> "Target":
         """A network of transformers that takes images, with its image processor: a classifier, a detector, a segmentation network, a
         backbone, or the image tower of a CLIP. Errors: FileNotFoundError for a folder; ValueError, one sentence, for one that lacks weights
         or would execute code; OSError for a failed download."""
@@ -414,66 +416,12 @@ def _refuse_images(batch, error):
         raise ValueError(f"preprocess gives images of {said[2]} channels, and the network takes {said[1]}: "
                          f"expected images of {said[1]} channels, or a preprocess that makes them") from error
 
-# %% ../../nbs/probe/02_target.ipynb #353d8a15
-class Target(_Libraries):
-    """The network under study, with its preprocessing and the layers of interest.
-
-    `layers`: tuple of dotted names. `classes`: names of its outputs or None. `device`: where it runs. `layouts`: which axes of each
-    layer are image, unit and position, {layer: Layout}, known once an image was seen. `fingerprint`: a hash of weights, layers,
-    preprocessing and what was said of layouts and calls. Errors: KeyError that names the nearest layer; TypeError for TorchScript.
-    """
-
-    def __init__(
-        self,
-        model: torch.nn.Module,  # any network that takes a batch (B, C, H, W); it is moved to `device`; of a wrapper, the network inside
-        layers,  # dotted names of its modules, e.g. ["layer4", "fc"]
-        preprocess,  # callable: PIL RGB image, or array (H, W, C) of a probing set of such -> tensor (C, H, W)
-        classes=None,  # names of the network's outputs
-        device=None,  # a torch device; the fastest one here if None
-        layout=None,  # {layer: a kind such as "maps-last", or a Layout}, where it cannot be told or you know better
-        calls=None,  # {layer: which of its calls in one pass counts, from 1}, for a layer that runs several times
-        autocast: bool = False,  # run in bfloat16 where torch considers that safe
-    ):
-        layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        if not layers:
-            raise ValueError("no layers: expected at least one dotted name, e.g. 'layer4'")
-        if not callable(preprocess):
-            raise TypeError(f"preprocess is {preprocess!r}: expected a callable that makes a tensor (C, H, W) of an image, such as torchvision's transforms")
-        network, self._names = bare(model), layer_names(model)
-        self.layers = tuple(dict.fromkeys(choose(layer, self._names, "layer") for layer in layers))
-        self.layout, self.calls = ({self._plain(layer): value for layer, value in (said or {}).items()} for said in (layout, calls))
-        self.device, self.autocast = torch.device(device or best_device()), autocast
-        self.model, self.preprocess = network.to(self.device), preprocess
-        self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
-        self.layouts, self._memory = {}, torch.channels_last
-
-    def modules(self) -> dict:
-        """{layer: its module} of the layers of interest."""
-        named = named_layers(self.model)
-        return {layer: named[self._plain(layer)] for layer in self.layers}
-
-    def _plain(self, layer):
-        """A layer's name in the bare network. Errors: KeyError."""
-        return self._names[choose(layer, self._names, "layer")]
-
-    def collect(
-        self,
-        batch: torch.Tensor,  # (B, C, H, W) preprocessed images
-        reduce,  # callable: (layer, its output as `layout.arranged` gives it, its Layout) -> anything
-    ) -> dict:
-        """{layer: reduce(layer, its output, its layout)} from one forward pass in eval mode, which stops when all layers have run.
-
-        The batch is cast to the network's own floating type. Errors: ValueError for a layer that never runs, runs several times, has axes
-        that cannot be told, or gives something else than one row per image.
-        """
-        modules = self.modules()
-        with self.running():
-            batch = self.cast(batch)
-            self._decide(modules, batch[:1])
-            return self.laid_out(lambda batch: _forward(self.model, modules, self.layouts, batch, reduce), batch)
+# %% ../../nbs/probe/02_target.ipynb #tar_ru2
+class _Running:
+    """How the network of a target is run, from its `model`, `device`, `autocast` and `_memory`."""
 
     @contextmanager
-    def running(self):
+    def running(self) -> Iterator[None]:
         """A context in which the network serves this thread only, in eval mode, without gradients, as written and not as compiled."""
         with one_at_a_time, evaluating(self.model), torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             yield
@@ -487,9 +435,9 @@ class Target(_Libraries):
 
     def laid_out(
         self,
-        forward,  # callable: batch -> anything
+        forward: Callable[[torch.Tensor], Any],
         batch: torch.Tensor,  # (B, C, H, W)
-    ):
+    ) -> Any:
         """`forward(batch)` in the memory layout that suits. Channels-last is the faster memory layout of convolutions; a network that reshapes by `view` may refuse it."""
         try:
             return forward(batch.contiguous(memory_format=self._memory))
@@ -499,6 +447,19 @@ class Target(_Libraries):
                 raise
             self._memory = torch.contiguous_format
             return forward(batch.contiguous())
+
+# %% ../../nbs/probe/02_target.ipynb #tar_se2
+class _Seeing(_Running):
+    """What the layers of a target make of images, from its `layers` and `_names`, `layouts`, and what was said of them."""
+
+    def modules(self) -> dict:
+        """{layer: its module} of the layers of interest."""
+        named = named_layers(self.model)
+        return {layer: named[self._plain(layer)] for layer in self.layers}
+
+    def _plain(self, layer):
+        """A layer's name in the bare network. Errors: KeyError."""
+        return self._names[choose(layer, self._names, "layer")]
 
     def _decide(self, modules, image):
         """Fill `layouts` by passes over an image (1, C, H, W), unless it is known. Errors: ValueError for the first layer without one."""
@@ -521,6 +482,22 @@ class Target(_Libraries):
             self._decide(self.modules(), self.cast(image[None]))
         return {layer: self.layouts[layer] for layer in self.layers}
 
+    def collect(
+        self,
+        batch: torch.Tensor,  # (B, C, H, W) preprocessed images
+        reduce: Callable,  # (layer, its output as `layout.arranged` gives it, its Layout) -> anything
+    ) -> dict:
+        """{layer: reduce(layer, its output, its layout)} from one forward pass in eval mode, which stops when all layers have run.
+
+        The batch is cast to the network's own floating type. Errors: ValueError for a layer that never runs, runs several times, has axes
+        that cannot be told, or gives something else than one row per image.
+        """
+        modules = self.modules()
+        with self.running():
+            batch = self.cast(batch)
+            self._decide(modules, batch[:1])
+            return self.laid_out(lambda batch: _forward(self.model, modules, self.layouts, batch, reduce), batch)
+
     def activations(
         self,
         batch: torch.Tensor,  # (B, C, H, W) preprocessed images
@@ -528,24 +505,9 @@ class Target(_Libraries):
         """{layer: its output}: maps (B, U, h, w), vectors (B, U) or tokens (B, T, U), on the target's device."""
         return self.collect(batch, lambda _layer, activation, _layout: activation.clone())
 
-    def at(
-        self,
-        *layers: str,  # dotted names
-    ):
-        """The same network with these layers of interest; what is known of layouts is shared. Errors: KeyError for an unknown layer."""
-        return self._with(layers, self.autocast)
-
-    def in_precision(
-        self,
-        autocast: bool,
-    ):
-        """The same target, run in bfloat16 where torch considers that safe, or not."""
-        return self if autocast == self.autocast else self._with(self.layers, autocast)
-
-    def _with(self, layers, autocast):
-        other = copy(self)  # shares the network and what is known of its layouts
-        other.layers, other.autocast = tuple(choose(layer, self._names, "layer") for layer in layers), autocast
-        return other
+# %% ../../nbs/probe/02_target.ipynb #tar_ke2
+class _Keys:
+    """The keys of a target, from its `model` and what was said of it."""
 
     @property
     def network_key(self) -> str:
@@ -563,6 +525,58 @@ class Target(_Libraries):
         """`fingerprint`, where the network's key is known already: it reads all weights."""
         said = [(self.layout, self.calls, self.autocast)] if self.layout or self.calls or self.autocast else []
         return content_key(network_key, _state_key(self.model), [self._plain(layer) for layer in self.layers], self.preprocess, *said)
+
+# %% ../../nbs/probe/02_target.ipynb #353d8a15
+class Target(_Seeing, _Keys, _Libraries):
+    """The network under study, with its preprocessing and the layers of interest.
+
+    `layers`: tuple of dotted names. `classes`: names of its outputs or None. `device`: where it runs. `layouts`: which axes of each
+    layer are image, unit and position, {layer: Layout}, known once an image was seen. `fingerprint`: a hash of weights, layers,
+    preprocessing and what was said of layouts and calls. Errors: KeyError that names the nearest layer; TypeError for TorchScript.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,  # any network that takes a batch (B, C, H, W); it is moved to `device`; of a wrapper, the network inside
+        layers: str | Sequence[str],  # dotted names of its modules, e.g. ["layer4", "fc"]
+        preprocess: Callable,  # PIL RGB image, or array (H, W, C) of a probing set of such -> tensor (C, H, W)
+        classes: Iterable | None = None,  # names of the network's outputs
+        device: str | torch.device | None = None,  # a torch device; the fastest one here if None
+        layout: dict[str, str | Layout] | None = None,  # {layer: a kind such as "maps-last", or a Layout}, where it cannot be told or you know better
+        calls: dict[str, int] | None = None,  # {layer: which of its calls in one pass counts, from 1}, for a layer that runs several times
+        autocast: bool = False,  # run in bfloat16 where torch considers that safe
+    ):
+        layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        if not layers:
+            raise ValueError("no layers: expected at least one dotted name, e.g. 'layer4'")
+        if not callable(preprocess):
+            raise TypeError(f"preprocess is {preprocess!r}: expected a callable that makes a tensor (C, H, W) of an image, such as torchvision's transforms")
+        network, self._names = bare(model), layer_names(model)
+        self.layers = tuple(dict.fromkeys(choose(layer, self._names, "layer") for layer in layers))
+        self.layout, self.calls = ({self._plain(layer): value for layer, value in (said or {}).items()} for said in (layout, calls))
+        self.device, self.autocast = torch.device(device or best_device()), autocast
+        self.model, self.preprocess = network.to(self.device), preprocess
+        self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
+        self.layouts, self._memory = {}, torch.channels_last
+
+    def at(
+        self,
+        *layers: str,  # dotted names
+    ) -> "Target":
+        """The same network with these layers of interest; what is known of layouts is shared. Errors: KeyError for an unknown layer."""
+        return self._with(layers, self.autocast)
+
+    def in_precision(
+        self,
+        autocast: bool,
+    ) -> "Target":
+        """The same target, run in bfloat16 where torch considers that safe, or not."""
+        return self if autocast == self.autocast else self._with(self.layers, autocast)
+
+    def _with(self, layers, autocast):
+        other = copy(self)  # shares the network and what is known of its layouts
+        other.layers, other.autocast = tuple(choose(layer, self._names, "layer") for layer in layers), autocast
+        return other
 
     def __repr__(self):
         known = ", ".join(f"{layer!r}: {self.layouts[layer]}" for layer in self.layers if layer in self.layouts)
