@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['choose', 'UnknownChoice', 'name_list', 'check_columns', 'content_key', 'cache_folder', 'replacing', 'keep_file',
-           'kept_file', 'ContentStore', 'clean_text', 'clean_name', 'best_device', 'no_code']
+           'kept_file', 'ContentStore', 'clean_text', 'clean_name', 'readable_number', 'best_device', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
 import atexit
@@ -715,6 +715,18 @@ def _escape(letter):
     """A byte that is no text in UTF-8, as Python holds it in a file's name, as \\xe9; any other character as Python writes it."""
     code = ord(letter) - 0xDC00
     return f"\\x{code:02x}" if 0x80 <= code <= 0xFF else letter.encode("unicode_escape").decode()
+
+# %% ../nbs/00_basics.ipynb #rdnumfn
+def readable_number(
+    value: float,
+) -> str:
+    """A number with about three significant digits, e.g. '0.538', '12.40', '1.7e-4'; '–' for what is not finite."""
+    size = abs(value)
+    if not np.isfinite(value):
+        return "–"
+    if size >= 1e5 or 0 < size < 1e-3:
+        return np.format_float_scientific(value, precision=1, unique=False, exp_digits=1)
+    return f"{value:.{1 if size >= 100 else 2 if size >= 1 else 3}f}"
 
 # %% ../nbs/00_basics.ipynb #c5fff762
 def best_device() -> str:

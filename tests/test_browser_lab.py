@@ -15,7 +15,8 @@ from PIL import Image
 from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_all, write_notebook
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
-from neuronbench.widgets.grid import evidence, readable
+from neuronbench.basics import readable_number
+from neuronbench.widgets.grid import evidence
 
 HERE = Path(__file__).parent
 ARTIFACTS = HERE.parent / "artifacts"
@@ -89,7 +90,7 @@ def exemplars_on(page):
 
 def expected_exemplars(recording, layer, unit, k=10, pool=None):
     shown = evidence(recording, layer, unit, k, pool=pool)
-    return [[int(i), readable(a), Drawings.classes[i % 3], Drawings.ids[i]] for i, a in zip(shown.images, shown.activations)]
+    return [[int(i), readable_number(a), Drawings.classes[i % 3], Drawings.ids[i]] for i, a in zip(shown.images, shown.activations)]
 
 
 def overlay_pixels(page):
@@ -326,7 +327,7 @@ def test_descriptions_of_every_method_show_and_new_ones_arrive(page):
     wait_for_unit(page, 4)
     assert page.locator(".nb-method").all_text_contents() == ["CLIP-Dissect", "INVERT"]
     assert page.locator(".nb-said").all_text_contents() == words["description"].tolist()
-    assert page.locator(".nb-score").all_text_contents() == [readable(score) for score in words["score"]]
+    assert page.locator(".nb-score").all_text_contents() == [readable_number(score) for score in words["score"]]
     row = {"layer": ["maps"], "unit": [4], "description": ["a late one"], "score": [3.0], "method": ["MILAN"]}
     kernel_says(page, f"import pandas as pd\nbrowser.add_descriptions(pd.DataFrame({row!r}))")
     page.get_by_text("a late one").first.wait_for()
@@ -437,4 +438,4 @@ def assert_exemplars_are_the_top(page):
             "print(json.dumps([top['image'].tolist(), top['activation'].tolist()]))")
     images, activations = json.loads(kernel_says(page, code))
     on_page = exemplars_on(page)
-    assert [one[0] for one in on_page] == images and [one[1] for one in on_page] == [readable(value) for value in activations]
+    assert [one[0] for one in on_page] == images and [one[1] for one in on_page] == [readable_number(value) for value in activations]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import neuronbench as nb
+from neuronbench.describe.comparison import best_descriptions
 from neuronbench.describe.descriptions import guarded, unguarded
 from neuronbench.describe.patch_vocabulary import read_vocabulary, write_vocabulary
 from neuronbench.describe.describe_and_dissect.prompts import Prompts
@@ -21,7 +22,7 @@ from neuronbench.evaluate.study import Study
 from neuronbench.probe.target import Target
 from neuronbench.widgets.browser import browse
 from neuronbench.widgets.compare import Compare
-from neuronbench.widgets.grid import best_descriptions, card
+from neuronbench.widgets.grid import card
 from neuronbench.widgets.report import write_report
 
 DIRTY = "a half \ud83d, an \x1b[31mescape, \x00\x07 and a mark \u202e"

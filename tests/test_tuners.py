@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 from tuner_fakes import Captions, Paints, Sight, Talker, fake_method
 
+from neuronbench.describe.comparison import disagreeing
 from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.describe.describe_and_dissect.prompts import Prompts
 from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
@@ -21,7 +22,7 @@ from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
 from neuronbench.probe.exemplars import exemplars
 from neuronbench.probe.target import Target
-from neuronbench.widgets.compare import Compare, disagreeing, static_page
+from neuronbench.widgets.compare import Compare, static_page
 from neuronbench.widgets.crops_tuner import CropsTuner
 from neuronbench.widgets.prompts_tuner import PromptsTuner, chosen_numbers, examples_from, version_path
 from neuronbench.widgets.scoring_tuner import ScoringTuner, reason, score_columns

@@ -12,9 +12,11 @@ import traitlets
 from PIL import Image
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
+from neuronbench.basics import readable_number
+from neuronbench.describe.comparison import best_descriptions
 from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.widgets.browser import browse, description_table, listed_units
-from neuronbench.widgets.grid import best_descriptions, card, evidence, fitted, map_bytes, overlaid, readable
+from neuronbench.widgets.grid import card, evidence, fitted, map_bytes, overlaid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*finite on fewer than:UserWarning")
 
@@ -119,7 +121,7 @@ def test_wrong_names_and_numbers_are_refused_with_the_nearest(recording):
 
 
 def test_numbers_are_readable():
-    assert [readable(x) for x in (0, 0.1234, -12.345, 123.45, 1e-5, 2e6, np.nan)] == ["0.000", "0.123", "-12.35", "123.5", "1.0e-5", "2.0e+6", "–"]
+    assert [readable_number(x) for x in (0, 0.1234, -12.345, 123.45, 1e-5, 2e6, np.nan)] == ["0.000", "0.123", "-12.35", "123.5", "1.0e-5", "2.0e+6", "–"]
 
 
 # descriptions
@@ -160,7 +162,7 @@ def test_card_shows_everything_as_plain_text(recording):
     shown = evidence(recording, "maps", 0)
     written = texts(figure)
     assert {"maps", "unit 0", "CLIP-Dissect", "INVERT"} <= set(written)
-    assert [readable(a) for a in shown.activations] == [t for t in written if t in {readable(a) for a in shown.activations}]
+    assert [readable_number(a) for a in shown.activations] == [t for t in written if t in {readable_number(a) for a in shown.activations}]
     assert all(not text.get_parse_math() for text in figure.texts)
     assert "$x_1$" in " ".join(written) and "<img" in " ".join(written)
     assert len(figure.axes) == 11
@@ -181,7 +183,7 @@ def test_nothing_on_the_card_is_clipped_or_overlaps(recording, layer, unit, k):
 def test_a_card_says_by_which_pooling_it_ranks(both):
     written = {pool: texts(card(both, both.images, "maps", 5, pool=pool)) for pool in (None, "max")}
     assert "activations on all 60 images, pooled by mean" in written[None] and "activations on all 60 images, pooled by max" in written["max"]
-    assert {readable(a) for a in evidence(both, "maps", 5, pool="max").activations} <= set(written["max"])
+    assert {readable_number(a) for a in evidence(both, "maps", 5, pool="max").activations} <= set(written["max"])
     assert "activations on all 60 images" in texts(card(both, both.images, "vector", 5))
 
 

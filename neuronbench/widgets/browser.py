@@ -18,12 +18,13 @@ import traitlets
 from PIL import Image
 
 from ..basics import choose
+from ..describe.comparison import best_descriptions
 from ..describe.descriptions import COLUMNS, guarded, replaced
 from ..probe.layout import POOLINGS
 from ..probe.recording import same_images
 from ..probe.seen import Seen
 from .files import joined
-from .grid import best_descriptions, card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
+from .grid import card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 from .still import WithStill
 from .turns import TakesTurns
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK', 'COLUMNS', 'CELL',
-           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'pooling_of', 'evidence', 'choose_unit', 'clean_descriptions',
-           'best_descriptions', 'descriptions_of', 'readable', 'map_colours', 'overlaid', 'Lettering', 'fitted',
-           'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place', 'draw_exemplar', 'draw_histogram',
-           'card']
+           'ROW', 'HISTOGRAM', 'map_bytes', 'Evidence', 'pooling_of', 'evidence', 'choose_unit', 'map_colours',
+           'overlaid', 'Lettering', 'fitted', 'exemplar_pictures', 'names_of', 'head_lines', 'draw_head', 'place',
+           'draw_exemplar', 'draw_histogram', 'card']
 
 # %% ../../nbs/widgets/01_grid.ipynb #cfaf2d02
 import bisect
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..basics import choose, clean_text
+from ..basics import choose, readable_number
+from ..describe.comparison import descriptions_of
 from ..probe.exemplars import exemplars
 from ..probe.recording import same_images
 from ..probe.seen import Seen
@@ -84,44 +84,6 @@ def choose_unit(recording, layer, unit):
     if not 0 <= unit < count:
         raise IndexError(f"layer {layer!r} has units 0 to {count - 1}; {unit} was asked for")
     return int(unit)
-
-# %% ../../nbs/widgets/01_grid.ipynb #a9091baa
-def clean_descriptions(
-    descriptions: pd.DataFrame,  # with the columns description and method
-) -> pd.DataFrame:
-    """The descriptions with texts as `clean_text` leaves them; one of which nothing is left is missing."""
-    said, methods = (descriptions[name].map(_clean, na_action="ignore") for name in ("description", "method"))
-    return descriptions.assign(description=said, method=methods)
-
-
-def _clean(text):
-    return clean_text(str(text)).strip() or None
-
-
-def best_descriptions(
-    descriptions: pd.DataFrame,  # columns layer, unit, description, score, method
-) -> pd.DataFrame:
-    """The row of highest score for each layer, unit and method, in the order given, with texts as `clean_text` leaves them; missing descriptions are left out."""
-    given = clean_descriptions(descriptions).dropna(subset=["description"]).reset_index(drop=True)
-    ranked = given.sort_values("score", ascending=False, kind="stable", na_position="last")
-    return ranked.drop_duplicates(["layer", "unit", "method"]).sort_index().reset_index(drop=True)
-
-# %% ../../nbs/widgets/01_grid.ipynb #93b0c611
-def descriptions_of(descriptions, layer, unit):
-    """The best description of one unit by each method; an empty frame where there is none."""
-    if descriptions is None:
-        return pd.DataFrame(columns=["layer", "unit", "description", "score", "method"])
-    return best_descriptions(descriptions[(descriptions["layer"] == layer) & (descriptions["unit"] == unit)])
-
-# %% ../../nbs/widgets/01_grid.ipynb #7e4d8029
-def readable(value: float) -> str:
-    """A number with about three significant digits, e.g. '0.538', '12.40', '1.7e-4'; '–' for NaN."""
-    size = abs(value)
-    if not np.isfinite(value):
-        return "–"
-    if size >= 1e5 or 0 < size < 1e-3:
-        return np.format_float_scientific(value, precision=1, unique=False, exp_digits=1)
-    return f"{value:.{1 if size >= 100 else 2 if size >= 1 else 3}f}"
 
 # %% ../../nbs/widgets/01_grid.ipynb #dd97c41e
 def map_colours() -> np.ndarray:
@@ -235,7 +197,7 @@ def draw_head(lettering, layer, unit, lines):
     top = MARGIN + 0.36
     for method, description, score in lines:
         lettering.set(MARGIN, top + 0.02, method, 9, color=SOFT)
-        lettering.set(WIDTH - MARGIN, top + 0.02, readable(score), 9, color=SOFT, ha="right")
+        lettering.set(WIDTH - MARGIN, top + 0.02, readable_number(score), 9, color=SOFT, ha="right")
         for line in description:
             lettering.set(SAID, top, line, 11, color=INK, weight="bold")
             top += LINE
@@ -258,7 +220,7 @@ def draw_exemplar(lettering, left, top, picture, activation, label, name):
     axes = place(lettering.figure, left, top, CELL, CELL)
     axes.imshow(picture)
     axes.set_axis_off()
-    value = readable(activation)
+    value = readable_number(activation)
     indent = lettering.width(value, 8.5, weight="bold") + 0.07
     lettering.set(left, top + CELL + 0.05, value, 8.5, color=INK, weight="bold")
     lettering.set(left + indent, top + CELL + 0.05, lettering.shortened(label, CELL - indent, 8.5), 8.5, color=INK)

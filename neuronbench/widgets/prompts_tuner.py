@@ -17,10 +17,10 @@ from pathlib import Path
 import traitlets
 
 from ..basics import choose
+from ..describe.comparison import same_words, truth_of
 from ..describe.describe_and_dissect.candidates import Asking, cleaned
 from ..describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts
 from .files import joined
-from .compare import same_words, truth_of
 from .tuner import Tuner, chosen_numbers, method_call
 
 # %% ../../nbs/widgets/06_prompts_tuner.ipynb #999e879c

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..basics import check_columns, clean_text, content_key, replacing
+from ..basics import check_columns, clean_text, content_key, readable_number, replacing
 from ..evaluate.agreement import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
-from .grid import best_descriptions, clean_descriptions, pooling_of, readable
+from ..describe.comparison import best_descriptions, clean_descriptions
+from .grid import pooling_of
 
 # %% ../../nbs/widgets/11_report.ipynb #rep06
 _SIDE, _GAP, _BELOW = 84, 3, 14  # pixels of a picture's side, between two, and for the number below
@@ -39,7 +40,7 @@ def unit_strip(
         left = number * (_SIDE + _GAP)
         lit = np.asarray(picture) * np.where(mask, 1, 0.4)[..., None]
         strip.paste(Image.fromarray(lit.astype(np.uint8)).resize((_SIDE, _SIDE)), (left, 0))
-        draw.text((left + _SIDE // 2, _SIDE + _BELOW // 2), readable(float(activation)), fill="#66788a", anchor="mm")
+        draw.text((left + _SIDE // 2, _SIDE + _BELOW // 2), readable_number(float(activation)), fill="#66788a", anchor="mm")
     return strip
 
 
@@ -185,7 +186,7 @@ def _shown_units(recording, layer, rows, best, k, quantile, pool):
 
 def _shown_unit(regions, said):
     strip = unit_strip(regions) if len(regions.pictures) else None
-    rows = [(row.method, row.description, readable(row.score)) for row in said.itertuples()]
+    rows = [(row.method, row.description, readable_number(row.score)) for row in said.itertuples()]
     find = " ".join([regions.layer, str(regions.unit), *said.description]).lower()
     size = {"strip": _data_url(strip, "JPEG"), "width": strip.width, "height": strip.height} if strip else {"strip": ""}
     return {"layer": regions.layer, "unit": regions.unit, "rows": rows, "find": find, **size}

@@ -13,13 +13,12 @@ import dataclasses
 import numpy as np
 import traitlets
 
-from ..basics import choose
+from ..basics import choose, readable_number
 from ..describe.describe_and_dissect.prompts import Prompts
 from ..describe.describe_and_dissect.scoring import SCORINGS, candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
 from ..probe.crops import CropSettings
 from .browser import jpeg, small_png
 from .files import joined
-from .grid import readable
 from .tuner import Tuner, method_call
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #7e5101c7
@@ -83,35 +82,35 @@ def reason(
         return f"“{candidates[first]}” is the only candidate with painted images."
     second = others[0]
     if scores[first] == scores[second]:
-        return f"“{candidates[first]}” and “{candidates[second]}” have the same score, {readable(scores[first])}: the first one listed is taken."
+        return f"“{candidates[first]}” and “{candidates[second]}” have the same score, {readable_number(scores[first])}: the first one listed is taken."
     explain = _REASONS.get(name, _own_reason)
     mine, theirs = (explain(i, scores, activations, painted, exemplars, beta, t) for i in (first, second))
     return f"“{candidates[first]}” wins: {mine}; for “{candidates[second]}”, the next, {theirs}."
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #af722a1c
 def _mean_reason(i, scores, activations, *_):
-    return f"the mean rank of its images is {readable(-scores[i])}, of {int(np.isfinite(activations).sum())}"
+    return f"the mean rank of its images is {readable_number(-scores[i])}, of {int(np.isfinite(activations).sum())}"
 
 
 def _topk_reason(i, scores, activations, painted, exemplars, beta, t):
     ranks = np.sort(painted_ranks(activations)[i])[:beta]
     named = ", ".join(f"{rank:g}" for rank in ranks[np.isfinite(ranks)])
-    return f"its best ranks are {named}, their mean square {readable(-scores[i])}"
+    return f"its best ranks are {named}, their mean square {readable_number(-scores[i])}"
 
 
 def _products_reason(i, scores, *_):
-    return f"its images are near the exemplars, mean cosine {readable(scores[i])}"
+    return f"its images are near the exemplars, mean cosine {readable_number(scores[i])}"
 
 
 def _combined_reason(i, scores, activations, painted, exemplars, beta, t):
     squares = topk_squared(activations, beta)
     cosine = image_products(activations, painted, exemplars, t)[i]
     place = 1 + int((squares > squares[i]).sum())
-    return f"place {place} by squared ranks and a cosine of {readable(cosine)} make {readable(scores[i])}"
+    return f"place {place} by squared ranks and a cosine of {readable_number(cosine)} make {readable_number(scores[i])}"
 
 
 def _own_reason(i, scores, *_):
-    return f"its score is {readable(scores[i])}"
+    return f"its score is {readable_number(scores[i])}"
 
 
 _REASONS = {"mean": _mean_reason, "topk_squared": _topk_reason, "image_products": _products_reason, "topk_squared_image_products": _combined_reason}
