@@ -15,7 +15,8 @@ from neuronbench.describe.invert import INVERT
 from neuronbench.probe.exemplars import _ranked, exemplars
 from neuronbench.probe.images import ProbingSet
 from neuronbench.probe.recording import record
-from neuronbench.probe.target import Target
+from neuronbench.probe.regions import region_features
+from neuronbench.probe.target import Target, _network_key
 
 
 def to_tensor(image):
@@ -206,3 +207,14 @@ def test_images_that_have_changed_give_no_maps(tmp_path, pool):
         exemplars(found, "1", k=3)
     with pytest.raises(ValueError, match="images of the probing set have changed since they were recorded"):
         INVERT(pd.DataFrame({"dark": np.arange(6) < 3}))(found, images)
+
+
+def test_a_run_over_many_units_reads_the_weights_once(monkeypatch):
+    recording, keys = recorded(noise(20)), []
+    monkeypatch.setattr("neuronbench.probe.regions._AT_ONCE", 1)
+    monkeypatch.setattr("neuronbench.probe.target._network_key", lambda model: keys.append(_network_key(model)) or keys[-1])
+    region_features(recording, "1", [0, 1, 2], lambda pictures, masks: np.zeros((len(pictures), 2)), k=2, size=8)
+    assert len(keys) == 1
+    exemplars(recording, "1", units=[0], k=3)
+    exemplars(recording, "1", units=[0], k=4)
+    assert len(keys) == 3, "outside of a run the network may have been trained in between"

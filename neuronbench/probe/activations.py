@@ -6,7 +6,10 @@
 __all__ = ['LayerActivations']
 
 # %% ../../nbs/probe/06_activations.ipynb #5ca1c1df
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
+from PIL import Image
 
 from ..basics import ContentStore, cache_folder, choose, content_key
 from .images import ProbingSet
@@ -36,9 +39,9 @@ class LayerActivations:
 
     def __call__(
         self,
-        images,  # list of PIL images, or a ProbingSet, which makes an image when it is looked at
-        keys=None,  # a name of its content for each image, (N,) str; computed from the pixels if None
-        watch=None,  # callable: (images done, images to do), called after each batch; what it raises stops the work
+        images: Sequence[Image.Image] | ProbingSet,  # a ProbingSet makes an image when it is looked at
+        keys: Iterable[str] | None = None,  # a name of its content for each image, (N,) str; computed from the pixels if None
+        watch: Callable[[int, int], None] | None = None,  # (images done, images to do), called after each batch; what it raises stops the work
     ) -> np.ndarray:
         """(N, U) float32: the pooled activations of all units, in the order of `images`. Errors: BadImage."""
         images = images if isinstance(images, ProbingSet) else ProbingSet(images.__getitem__, range(len(images)), str)

@@ -7,8 +7,9 @@ __all__ = ['Annotations', 'annotations_from_arrays', 'annotations_from_broden']
 
 # %% ../../nbs/probe/08_annotations.ipynb #d8ba0b48
 import csv
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ class Annotations:
 
     def __init__(
         self,
-        images,  # ProbingSet
-        masks,  # callable: position -> {category: {concept: (H, W) bool}}; of the image's size, or scaled as a whole
+        images: ProbingSet,
+        masks: Callable[[int], dict],  # position -> {category: {concept: (H, W) bool}}; of the image's size, or scaled as a whole
         categories: dict,  # {category: names of its concepts}
     ):
         self.images, self._masks = images, masks
@@ -41,10 +42,10 @@ class Annotations:
             if not concepts or len(set(concepts)) < len(concepts):
                 raise ValueError(f"category {name!r} has {len(concepts)} concepts, {len(set(concepts))} different ones: expected each once, at least one")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> tuple[Image.Image, dict]:
         image = self.images[position]
         return image, self.masks(position, image.size)
 
@@ -113,10 +114,10 @@ def _present(concepts, masks):
 
 
 def annotations_from_arrays(
-    images,  # ProbingSet of N images
+    images: ProbingSet,  # N images
     masks: dict,  # {category: (N, concept, H, W) bool}, in memory or mapped from a file
     categories: dict,  # {category: names of its concepts}
-    annotated: dict = None,  # {category: (N,) bool, whether the image is annotated for it}; all are where it is not given
+    annotated: dict | None = None,  # {category: (N,) bool, whether the image is annotated for it}; all are where it is not given
 ) -> Annotations:
     """Annotations from one array per category.
 
@@ -229,9 +230,9 @@ class _Broden:
 
 # %% ../../nbs/probe/08_annotations.ipynb #0305c96c
 def annotations_from_broden(
-    folder,  # with index.csv, category.csv, c_<category>.csv and images/, as broden1_224.zip unpacks
-    categories=None,  # names of those to read, e.g. ["object", "part"]; all if None
-    split: str = None,  # "train" or "val"; all images if None
+    folder: Path | str,  # with index.csv, category.csv, c_<category>.csv and images/, as broden1_224.zip unpacks
+    categories: Iterable[str] | None = None,  # names of those to read, e.g. ["object", "part"]; all if None
+    split: str | None = None,  # "train" or "val"; all images if None
 ) -> Annotations:
     """Annotations from Broden's published folder; its `images` are the probing set to record.
 

@@ -7,6 +7,7 @@ __all__ = ['Projection', 'DirectedNetwork', 'Directions', 'activation_vectors', 
 
 # %% ../../nbs/probe/09_directions.ipynb #473ee868
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Projection(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, activation):
+    def forward(self, activation: torch.Tensor) -> torch.Tensor:
         """`activation`: maps (B, U, h, w), tokens (B, T, U) or vectors (B, U)."""
         vectors = (activation.movedim(1, -1) if activation.ndim == 4 else activation).float()
         codes = getattr(self.encoder, "encode", self.encoder)(vectors.flatten(0, -2))
@@ -57,7 +58,7 @@ class DirectedNetwork(nn.Module):
             shown.add_module(name, inner)
         self.add_module(first, shown)
 
-    def forward(self, batch):
+    def forward(self, batch: torch.Tensor) -> Any:
         module, shown, left = named_layers(self._network)[self._layer], self.get_submodule(self._layer), self._layout.call
 
         def see(layer, output):  # returns nothing: what a hook returns would take the layer's place in the network
@@ -119,9 +120,9 @@ class Directions(Recording):
     def __init__(
         self,
         recording: Recording,
-        matrix,  # (direction, unit) array or tensor, or a module from (n, unit) to (n, direction), e.g. a sparse autoencoder
+        matrix: np.ndarray | torch.Tensor | nn.Module,  # (direction, unit), or a module from (n, unit) to (n, direction), e.g. a sparse autoencoder
         layer: str | None = None,  # the recording's only layer if None
-        bias=None,  # (direction,), added to the product with `matrix`; e.g. of a linear probe
+        bias: np.ndarray | torch.Tensor | None = None,  # (direction,), added to the product with `matrix`; e.g. of a linear probe
         relu: bool = False,  # negative values become 0, at each position; e.g. of an encoder
         **options,  # of `record`: store, batch_size, workers, executor, progress
     ):

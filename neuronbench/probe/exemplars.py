@@ -7,6 +7,7 @@ __all__ = ['Exemplars', 'exemplars']
 
 # %% ../../nbs/probe/04_exemplars.ipynb #732275f0
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,7 @@ class Exemplars:
 def exemplars(
     recording: Recording,
     layer: str,
-    units=None,  # numbers of units; all of the layer if None
+    units: Iterable[int] | int | None = None,  # numbers of units; all of the layer if None
     k: int = 10,  # images per unit; all there are, if fewer
     images: ProbingSet | None = None,  # what opens the images for their maps; the recording's own if None
     pool: str | None = None,  # the recorded pooling that ranks them; the layer's default if None

@@ -9,7 +9,9 @@ __all__ = ['one_at_a_time', 'Renamed', 'wrapped', 'bare', 'named_layers', 'layer
 # %% ../../nbs/probe/13_hooks.ipynb #1989d577
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ class Renamed(nn.Module):
 
 def wrapped(
     module: nn.Module,
-):
+) -> nn.Module | None:
     """The module inside `torch.compile`, DataParallel or `Renamed`, or None for a module that is no wrapper, or that computes something itself."""
     if type(module).forward in (nn.DataParallel.forward, nn.parallel.DistributedDataParallel.forward):
         return module.module
@@ -91,18 +93,18 @@ class Finished(Exception):
 class Hook:
     """A forward hook, or one before it, that calls `see(module, inputs[, output])` in the thread that made it; what `see` returns, if anything, takes the place of the output (the inputs)."""
 
-    def __init__(self, see):
+    def __init__(self, see: Callable):
         self.see, self.thread = see, threading.get_ident()
 
-    def __call__(self, *given):
+    def __call__(self, *given: Any) -> Any:
         return self.see(*given) if threading.get_ident() == self.thread else None
 
 
 @contextmanager
 def hooked(
     modules: dict,  # {layer: module}
-    see,  # callable: (layer, output), called whenever one of the modules has run in this thread
-):
+    see: Callable[[str, Any], None],  # (layer, output), called whenever one of the modules has run in this thread
+) -> Iterator[None]:
     """A context with forward hooks, which are always removed."""
     with ExitStack() as stack:
         for layer, module in modules.items():
@@ -113,7 +115,7 @@ def hooked(
 @contextmanager
 def evaluating(
     model: nn.Module,
-):
+) -> Iterator[None]:
     """The model in eval mode, run as written and not as compiled; every submodule gets its own training flag back."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -131,7 +133,7 @@ def _as_written():
 
 # %% ../../nbs/probe/13_hooks.ipynb #f1ba2d4e
 def first_tensor(
-    output,  # of a layer
+    output: Any,  # of a layer
     layer: str,  # its name, for the message
 ) -> torch.Tensor:
     """The tensor that a layer gives: itself, or the first of a tuple or ModelOutput. Errors: ValueError for anything else."""

@@ -7,17 +7,21 @@ __all__ = ['unit_masks', 'ConceptMasks', 'concept_names', 'Annotated', 'Segmente
 
 # %% ../../nbs/probe/10_masks.ipynb #ec4a39ac
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..basics import choose, clean_text, content_key
 from .annotations import Annotations
 from .layout import maps
 from .passes import passed
+from .recording import Recording
 from .seen import Seen
 
 # %% ../../nbs/probe/10_masks.ipynb #3d9566bc
@@ -52,7 +56,7 @@ class ConceptMasks:
         masks: dict,  # {category: {concept: (H, W) bool}}
         categories: dict,  # {category: its concepts}
         size: tuple,  # (H, W) of the masks
-    ):
+    ) -> "ConceptMasks":
         """From the masks of one image by category."""
         pairs = [(name, concept) for name, concepts in categories.items() for concept in concepts]
         found = {number: masks[name][concept] for number, (name, concept) in enumerate(pairs) if concept in masks.get(name, ())}
@@ -72,13 +76,13 @@ class Annotated:
     def __init__(self, annotations: Annotations):
         self.annotations, self.categories, self.size = annotations, annotations.categories, annotations.mask_size
 
-    def look(self, position, image, box):
+    def look(self, position: int, image: Image.Image, box: tuple) -> ConceptMasks:
         """Read the masks of an image, as far as they lie in the box (left, top, right, bottom) of its pixels that the network sees."""
         found = self.annotations.masks(position, image.size)
         seen = {name: {concept: _fitted(mask, image.size, box, self.size) for concept, mask in masks.items()} for name, masks in found.items()}
         return ConceptMasks.of(seen, self.categories, self.size)
 
-    def concept_masks(self, looked) -> list:
+    def concept_masks(self, looked: list) -> list[ConceptMasks]:
         """The `ConceptMasks` of a batch of what `look` gave."""
         return looked
 
@@ -118,16 +122,16 @@ class Segmented:
 
     def __init__(
         self,
-        segmenter,  # has `categories` {category: concepts}, `fingerprint`, and `segment(list of N PIL images)` -> (N, concept, H, W) bool
+        segmenter: Any,  # has `categories` {category: concepts}, `fingerprint`, and `segment(list of N PIL images)` -> (N, concept, H, W) bool
     ):
         self.segmenter, self.size = segmenter, None
         self.categories = {name: tuple(concepts) for name, concepts in segmenter.categories.items()}
 
-    def look(self, position, image, box):
+    def look(self, position: int, image: Image.Image, box: tuple) -> tuple:
         """(what the network sees of an image, the image's size, the box)."""
         return image.crop(box), image.size, box
 
-    def concept_masks(self, looked) -> list:
+    def concept_masks(self, looked: list) -> list[ConceptMasks]:
         """The `ConceptMasks` of a batch of what `look` gave. Errors: ValueError for masks of another shape than promised."""
         masks = np.asarray(self.segmenter.segment([picture for picture, _, _ in looked]))
         count = sum(map(len, self.categories.values()))
@@ -172,12 +176,12 @@ def _mask_maps(activation, layout, size):
 
 # %% ../../nbs/probe/10_masks.ipynb #94e1de14
 def mask_batches(
-    recording,  # Recording
+    recording: Recording,
     layer: str,  # dotted name
-    source,  # Annotated or Segmented
-    images=None,  # positions in the probing set; all that could be recorded if None
+    source: Annotated | Segmented,
+    images: Iterable[int] | None = None,  # positions in the probing set; all that could be recorded if None
     progress: bool = True,
-):
+) -> Iterator[tuple[list, torch.Tensor, list[ConceptMasks]]]:
     """Yield (positions (B,), maps (B, U, h, w) float32 on the target's device, list of B ConceptMasks), in order of the images.
 
     Errors: BadImage for an image that could be read when it was recorded and cannot be now; KeyError for the layer; those of `seen_box`.

@@ -9,6 +9,8 @@ __all__ = ['sampled', 'RecordingStore', 'checked_unit', 'check_parts', 'same_ima
 import json
 import warnings
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,12 +47,12 @@ class _Plan:
     positions: dict  # {layer: positions of an image that feed the quantiles}
     units: dict  # {layer: how many}
 
-    def indices(self, number):
+    def indices(self, number: int) -> range:
         """The images of a chunk."""
         return range(number * self.chunk, min((number + 1) * self.chunk, self.count))
 
     @property
-    def chunks(self):
+    def chunks(self) -> int:
         return -(-self.count // self.chunk)
 
 
@@ -190,18 +192,18 @@ def _batch(target, batch, plan, offsets):
     return target.collect(batch, reduce)
 
 
-def _joined(layer, batches, plan):
+def _joined(layer, summaries, plan):
     """The summaries of a chunk's batches as one: {"pooled": {pool: (n, U)}, "sketches": (U, width), "lengths": (n,), "nonfinite": (U,)}."""
     units = plan.units[layer]
-    _refuse_change(layer, [units, *(one["finite"].shape[1] for one in batches)])
-    batches = [_of_no_images(units, plan.pool[layer]), *batches]
-    sample = np.concatenate([one["sample"].reshape(-1, one["sample"].shape[-1]) for one in batches])
+    _refuse_change(layer, [units, *(summary["finite"].shape[1] for summary in summaries)])
+    summaries = [_of_no_images(units, plan.pool[layer]), *summaries]
+    sample = np.concatenate([summary["sample"].reshape(-1, summary["sample"].shape[-1]) for summary in summaries])
     values = plan.chunk * plan.positions[layer]
     return {
-        "pooled": {pool: np.concatenate([one["pooled"][pool] for one in batches]) for pool in plan.pool[layer]},
+        "pooled": {pool: np.concatenate([summary["pooled"][pool] for summary in summaries]) for pool in plan.pool[layer]},
         "sketches": _packed_sketches(sample, values),
-        "lengths": np.concatenate([one["length"] for one in batches]),
-        "nonfinite": sum((~one["finite"]).sum(0) for one in batches),
+        "lengths": np.concatenate([summary["length"] for summary in summaries]),
+        "nonfinite": sum((~summary["finite"]).sum(0) for summary in summaries),
     }
 
 
@@ -413,7 +415,7 @@ class _Report:
 # %% ../../nbs/probe/03_recording.ipynb #bfba0d59
 def checked_unit(
     unit: int,
-    values,  # (image, unit)
+    values: np.ndarray | xr.DataArray,  # (image, unit)
     layer: str,  # for the message
 ) -> int:
     """`unit`, if `values` has it. Errors: IndexError with the range."""
@@ -422,7 +424,7 @@ def checked_unit(
     return unit
 
 # %% ../../nbs/probe/03_recording.ipynb #d9a5d57e
-def check_parts(target, images):
+def check_parts(target: Target, images: ProbingSet) -> None:
     """Errors: TypeError for anything else than a Target and a ProbingSet."""
     if not isinstance(target, Target):
         raise TypeError(f"the target is a {type(target).__name__}: expected a Target, such as nb.Target(model, layers=[...], preprocess=...)")
@@ -430,7 +432,7 @@ def check_parts(target, images):
         raise TypeError(f"the images are a {type(images).__name__}: expected a ProbingSet, such as nb.ProbingSet.from_folder(\"photos/\")")
 
 
-def same_images(recording, images) -> ProbingSet:
+def same_images(recording: "Recording", images: ProbingSet) -> ProbingSet:
     """`images` if they are those of the recording, whose own are not read again. Errors: ValueError."""
     if images is not recording.images and images.input_fingerprint != recording.made_of["images"]:
         count = len(recording.images)
@@ -438,7 +440,7 @@ def same_images(recording, images) -> ProbingSet:
     return images
 
 
-def check_images(recording, images) -> ProbingSet:
+def check_images(recording: "Recording", images: ProbingSet) -> ProbingSet:
     """`images` if they, and the network, are still what was recorded: what a method makes of them is kept under the recording's key. Errors: ValueError."""
     if same_images(recording, images) is recording.images and images.input_fingerprint != recording.made_of["images"]:
         raise ValueError("images of the probing set have changed since they were recorded: record them anew")
@@ -501,7 +503,7 @@ class Recording(_Pooled, _Quantiles, _Report):
         self._loaded = {}
         target.layouts.update(self.layouts)
 
-    def check_network(self):
+    def check_network(self) -> None:
         """Errors: ValueError where the target's network is no longer the one that was recorded, so that a new look at it would not belong to the recording."""
         if self.target.network_key != self.made_of["network"]:
             raise ValueError(f"the {type(self.target.model).__name__} has changed since it was recorded (its weights, structure or code): record it anew")
@@ -548,12 +550,12 @@ def _checked(recording, on_bad_image):
 def record(
     target: Target,
     images: ProbingSet,
-    store=None,  # folder of the zarr store, made if missing; in memory if None
-    pool=None,  # how positions become one number: "class", "mean", "max" or several; the first is what recording[layer] gives; each layer's default if None
+    store: Path | str | None = None,  # folder of the zarr store, made if missing; in memory if None
+    pool: str | Sequence[str] | None = None,  # how positions become one number: "class", "mean", "max" or several; the first is what recording[layer] gives; each layer's default if None
     batch_size: int = 64,
-    workers: int = None,  # threads that decode images; as many as there are processors, at most 8, if None; 0 for none
+    workers: int | None = None,  # threads that decode images; as many as there are processors, at most 8, if None; 0 for none
     autocast: bool = False,  # run in bfloat16 where torch considers that safe
-    executor=None,  # computes the chunks: anything with `submit` giving futures, e.g. a pool or a dask.distributed Client
+    executor: Executor | None = None,  # computes the chunks: anything with `submit` giving futures, e.g. a pool or a dask.distributed Client
     on_bad_image: str = "skip",  # or "raise"
     progress: bool = True,  # show images per second and the time left
 ) -> Recording:

@@ -7,6 +7,7 @@ __all__ = ['exemplar_pictures', 'Regions', 'exemplar_regions', 'region_features'
 
 # %% ../../nbs/probe/11_regions.ipynb #reg02
 import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,13 +17,15 @@ import torch.nn.functional as F
 
 from .exemplars import exemplars
 from .images import ProbingSet
+from .recording import Recording
 from .seen import Seen
+from .target import hashed_once
 
 # %% ../../nbs/probe/11_regions.ipynb #reg06
 def exemplar_pictures(
-    recording,  # Recording
+    recording: Recording,
     layer: str,
-    units,  # numbers of units
+    units: Iterable[int] | None,  # numbers of units; all of the layer if None
     k: int,  # images per unit
     size: int,  # of the squares, in pixels
     pool: str | None = None,  # the recorded pooling that ranks them; the layer's default if None
@@ -55,9 +58,9 @@ class Regions:
 
 
 def exemplar_regions(
-    recording,  # Recording
+    recording: Recording,
     layer: str,
-    units,  # numbers of units
+    units: Iterable[int] | None,  # numbers of units; all of the layer if None
     k: int = 15,  # images per unit; all there are, if fewer
     quantile: float = 0.99,  # of the unit's activations on all images: a mask is where the map, brought to the picture's size, is above it
     size: int = 224,  # of the pictures, in pixels
@@ -85,11 +88,12 @@ def _regions(best, row, threshold, pictures, size):
 _AT_ONCE = 32  # units
 
 
+@hashed_once()
 def region_features(
-    recording,  # Recording
+    recording: Recording,
     layer: str,
-    units,  # numbers of units that are finite on all images
-    encoder,  # callable: (list of N PIL images, (N, size, size) bool) -> (N, F), such as StageFeatures
+    units: Sequence[int],  # numbers of units that are finite on all images
+    encoder: Callable[[list, np.ndarray], np.ndarray],  # (list of N PIL images, (N, size, size) bool) -> (N, F), such as StageFeatures
     k: int = 15,  # as for `exemplar_regions`
     quantile: float = 0.99,
     size: int = 224,
@@ -102,6 +106,6 @@ def region_features(
 
 
 def _part_features(regions, encoder):
-    masks = np.concatenate([one.masks for one in regions])
-    features = encoder([picture for one in regions for picture in one.pictures], masks)
+    masks = np.concatenate([region.masks for region in regions])
+    features = encoder([picture for region in regions for picture in region.pictures], masks)
     return features.reshape(len(regions), -1, features.shape[1]), masks.any((1, 2)).reshape(len(regions), -1)

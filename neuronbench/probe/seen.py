@@ -7,11 +7,13 @@ __all__ = ['seen_box', 'Seen']
 
 # %% ../../nbs/probe/07_seen.ipynb #seencell2
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-from .images import CHANNELS
+from .images import CHANNELS, ProbingSet
+from .target import Target
 
 # %% ../../nbs/probe/07_seen.ipynb #seen-edge-response
 def _response(preprocess, levels, channels):
@@ -102,7 +104,7 @@ def _ends(response, part, limits, span, length):
 
 # %% ../../nbs/probe/07_seen.ipynb #ae932462
 def seen_box(
-    preprocess,  # callable PIL.Image -> tensor (3, H, W), a target's preprocessing
+    preprocess: Callable,  # PIL.Image -> tensor (3, H, W), a target's preprocessing
     size: tuple,  # (width, height) of an image, in pixels
     channels: tuple | None = None,  # (count, name of the data type) for preprocessing that takes arrays (H, W, C)
 ) -> tuple:
@@ -112,9 +114,11 @@ def seen_box(
     does not do the same each time, pads before it scales each image by itself, or keeps too little of them.
     """
     width, height = size
+    flat = functools.cache(lambda level: _response(preprocess, np.full((height, width), level), channels))  # black and white are the same along both axes
 
     def response(levels):
-        return _response(preprocess, np.broadcast_to(levels, (height, width)), channels)
+        low, high = float(levels.min()), float(levels.max())
+        return flat(low) if low == high else _response(preprocess, np.broadcast_to(levels, (height, width)), channels)
 
     across, down = _extent(response, width), _extent(lambda levels: response(levels[:, None]).T, height)
     if across is None or down is None:
@@ -130,19 +134,19 @@ class Seen:
 
     def __init__(
         self,
-        images,  # ProbingSet
-        target,  # Target, whose preprocessing decides
+        images: ProbingSet,
+        target: Target,  # its preprocessing decides
     ):
         self.images = images
         self._box = functools.cache(lambda size, channels: seen_box(target.preprocess, size, channels))
 
-    def __getitem__(self, i):
-        return self.part(self.images[int(i)])
+    def __getitem__(self, position: int) -> Image.Image:
+        return self.part(self.images[int(position)])
 
-    def part(self, image):
+    def part(self, image: Image.Image) -> Image.Image:
         """What the target sees of an image of the set that is open already."""
         return image.crop(self.box(image))
 
-    def box(self, image):
+    def box(self, image: Image.Image) -> tuple:
         """The part of an image of the set that the target sees, see `seen_box`: (left, top, right, bottom) in pixels, int."""
         return self._box(image.size, image.info.get(CHANNELS))

@@ -260,7 +260,7 @@ class _Arrays:
     def prepare(
         self,
         plans: dict,  # {name: ArrayPlan}
-    ):
+    ) -> None:
         """Make the arrays that are missing or not as planned; what lies in the place of a chunk's file and is none is removed."""
         for name, plan in plans.items():
             if (array := _planned_array(self._group, name, plan)) is None:
@@ -280,7 +280,7 @@ class _Arrays:
         name: str,
         where: int | slice,  # of the first axis
         values: np.ndarray,
-    ):
+    ) -> None:
         """Put values into an array."""
         self._group[name].with_config(_CODED["config"])[where] = values  # else zarr leaves out a chunk of nothing but fill values
 
@@ -312,7 +312,7 @@ class _Arrays:
 class ArrayStore(_Arrays):
     """What a store keeps under one `key`, such as that of a recording: attributes, and arrays with a checksum for each chunk."""
 
-    def __init__(self, key, group, root=None):
+    def __init__(self, key: str, group: zarr.Group | None, root: zarr.Group | None = None):
         self.key, self._group, self._root = key, group, root
 
     @classmethod
@@ -343,7 +343,7 @@ class ArrayStore(_Arrays):
     def begin(
         self,
         attributes: dict,  # of what JSON can hold
-    ):
+    ) -> None:
         """Keep these attributes; arrays that lie there already stay."""
         self._group = _new_group(self._root, self.key, attributes)
 
@@ -356,7 +356,7 @@ def keep_array(
     arrays: ArrayStore,
     name: str,
     values: np.ndarray,  # (n, ...) float32
-):
+) -> None:
     """Keep an array, unless it is there already. Errors: OSError for a store that cannot be written."""
     with arrays.locked():
         if kept_array(arrays, name) is None:  # nobody else has kept it meanwhile
