@@ -29,7 +29,7 @@ import types
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePath
 
@@ -38,7 +38,7 @@ import numpy as np
 # %% ../nbs/00_basics.ipynb #1ddaffbe
 def choose(
     given: str,  # the name the caller gave
-    choices,  # iterable of the valid names, str
+    choices: Iterable[str],  # the valid names
     what: str,  # the word for such a thing in the message, e.g. "layer"
 ) -> str:
     """Return `given` if it is one of `choices`. Errors: KeyError that names the nearest valid choice."""
@@ -58,7 +58,7 @@ class UnknownChoice(KeyError):
 
 # %% ../nbs/00_basics.ipynb #namlst02
 def name_list(
-    given,  # names, str, in an order
+    given: Iterable[str],  # names, in an order
     what: str,  # the word for such things in the message, e.g. "raters"
 ) -> list:
     """`given` as a list. Errors: TypeError for one text, for what has no order, and for a name that is no text."""
@@ -72,10 +72,10 @@ def name_list(
 
 # %% ../nbs/00_basics.ipynb #chkcol02
 def check_columns(
-    table,  # what should be a pandas DataFrame
-    wanted,  # names of the columns that it needs
+    table: object,  # what should be a pandas DataFrame
+    wanted: Iterable[str],  # names of the columns that it needs
     what: str,  # the word for its rows in the message, e.g. "descriptions"
-):
+) -> None:
     """Errors: TypeError for what is no table; ValueError that lists the columns found, expected and missing."""
     if not hasattr(table, "columns"):
         columns = f" with the columns {', '.join(wanted)}" if wanted else ""
@@ -85,7 +85,7 @@ def check_columns(
         raise ValueError(f"{what} have the columns {', '.join(map(str, table.columns))}; expected {', '.join(wanted)}; missing: {', '.join(lacking)}")
 
 # %% ../nbs/00_basics.ipynb #c63e0070
-def content_key(*parts) -> str:
+def content_key(*parts: object) -> str:
     """A 32-digit hexadecimal BLAKE2 hash of the content of `parts`, the same in every process.
 
     Understands numbers, text, bytes, paths (as text), collections, numpy arrays, torch tensors, pandas tables, PIL images, functions (code, defaults,
@@ -331,31 +331,34 @@ def _bound_pieces(content, method):
     owner = None if isinstance(method.__self__, types.ModuleType) else method.__self__
     return [_name(method), _version(method.__module__), content.digest(owner), content.digest(getattr(method, "__func__", None))]
 
-# %% ../nbs/00_basics.ipynb #80b198ff
-def _function_pieces(content, function):
-    if _known_by_name(function):
-        return [_name(function), _version(function.__module__)]
-    cells = zip(function.__code__.co_freevars, function.__closure__ or ())
-    made = [content.digest([function.__defaults__, function.__kwdefaults__]), *(content.digest(_cell(cell), f" with its {name!r}") for name, cell in cells)]
-    if _installed(function.__module__, function.__code__.co_filename):
-        return [_name(function), _version(function.__module__), *made]
-    used = [piece for code in _nested_codes(function.__code__) for piece in _code_pieces(content, code, function.__globals__)]
-    return [_name(function), *made, *content.attributes(vars(function)), *used]
-
-
-def _cell(cell):
+# %% ../nbs/00_basics.ipynb #ckimpo00
+def _imported(name, wanted, level, space):
+    """Yield (dotted name, value) of what an import inside a function gives. A module of the user's is imported now, since the function would."""
+    top = name.split(".")[0]
+    if not level and _installed(top, _origin(top)):
+        yield f"import {name}", _released(top)
+        return
     try:
-        return cell.cell_contents
-    except ValueError:  # it is filled later
-        return ...
+        module = importlib.import_module("." * level + name, space.get("__package__"))
+    except (ImportError, TypeError):  # it is not there, or "." stands in no package: the function cannot import it either
+        return
+    for each in wanted or ():
+        yield f"{module.__name__}.{each}", getattr(module, each, module)
+    if not wanted:
+        yield module.__name__, module
 
 
-def _nested_codes(code):
-    """The code of a function and of the functions inside it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _nested_codes(constant)
+def _origin(top):
+    """The file of a module that need not be loaded."""
+    loaded = sys.modules.get(top)
+    spec = None if loaded else importlib.util.find_spec(top)
+    return getattr(loaded, "__file__", None) or (spec.origin if spec and spec.has_location else None)
+
+
+def _released(top):
+    """The version of a library that need not be loaded."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(top)
 
 # %% ../nbs/00_basics.ipynb #ckcode00
 def _code_pieces(content, code, space):
@@ -384,34 +387,31 @@ def _reached(name, value, following):
         name, value = f"{name}.{step.argval}", getattr(value, step.argval, None)
     return name, value
 
+# %% ../nbs/00_basics.ipynb #80b198ff
+def _function_pieces(content, function):
+    if _known_by_name(function):
+        return [_name(function), _version(function.__module__)]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or ())
+    made = [content.digest([function.__defaults__, function.__kwdefaults__]), *(content.digest(_cell(cell), f" with its {name!r}") for name, cell in cells)]
+    if _installed(function.__module__, function.__code__.co_filename):
+        return [_name(function), _version(function.__module__), *made]
+    used = [piece for code in _nested_codes(function.__code__) for piece in _code_pieces(content, code, function.__globals__)]
+    return [_name(function), *made, *content.attributes(vars(function)), *used]
 
-def _imported(name, wanted, level, space):
-    """Yield (dotted name, value) of what an import inside a function gives. A module of the user's is imported now, since the function would."""
-    top = name.split(".")[0]
-    if not level and _installed(top, _origin(top)):
-        yield f"import {name}", _released(top)
-        return
+
+def _cell(cell):
     try:
-        module = importlib.import_module("." * level + name, space.get("__package__"))
-    except (ImportError, TypeError):  # it is not there, or "." stands in no package: the function cannot import it either
-        return
-    for each in wanted or ():
-        yield f"{module.__name__}.{each}", getattr(module, each, module)
-    if not wanted:
-        yield module.__name__, module
+        return cell.cell_contents
+    except ValueError:  # it is filled later
+        return ...
 
 
-def _origin(top):
-    """The file of a module that need not be loaded."""
-    loaded = sys.modules.get(top)
-    spec = None if loaded else importlib.util.find_spec(top)
-    return getattr(loaded, "__file__", None) or (spec.origin if spec and spec.has_location else None)
-
-
-def _released(top):
-    """The version of a library that need not be loaded."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(top)
+def _nested_codes(code):
+    """The code of a function and of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested_codes(constant)
 
 # %% ../nbs/00_basics.ipynb #ckkinds0
 _VIEWS = type({}.keys()), type({}.values()), type({}.items())
@@ -477,29 +477,6 @@ def _cache_home():
     given = os.environ.get("NEURONBENCH_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "neuronbench")
     return Path(os.path.abspath(os.path.expanduser(given)))
 
-# %% ../nbs/00_basics.ipynb #replacfn
-@contextmanager
-def replacing(
-    path,  # the file or folder that is to hold what is written; its folder exists
-):
-    """A path of the same name, in a hidden folder on the same disk, to write a file or a folder to; put in place whole when the block ends without an error.
-
-    A folder that is there already keeps its other files; its new ones are put in place one after the other when all are written.
-    A device or a pipe, which has nothing to keep, is written directly.
-    Errors: FileNotFoundError for a folder that does not exist; IsADirectoryError and NotADirectoryError for a file over a folder and a folder over a file.
-    """
-    path = Path(os.path.realpath(path))
-    home = path if path.is_dir() else path.parent
-    if not home.is_dir():
-        raise FileNotFoundError(f"{path.name!r} cannot be written: there is no folder {str(home)!r}; make it first")
-    if path.exists() and not (path.is_dir() or path.is_file()):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=home) as hidden:
-        unfinished = Path(hidden, path.name)
-        yield unfinished
-        _put_in_place(unfinished, path)
-
 # %% ../nbs/00_basics.ipynb #replacpl
 def _put_in_place(unfinished, path):
     written = [unfinished] if unfinished.is_file() else [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
@@ -519,6 +496,29 @@ def _put_in_place(unfinished, path):
         if path.is_file():
             shutil.copymode(path, unfinished)
         os.replace(unfinished, path)
+
+# %% ../nbs/00_basics.ipynb #replacfn
+@contextmanager
+def replacing(
+    path: Path | str,  # the file or folder that is to hold what is written; its folder exists
+) -> Iterator[Path]:
+    """A path of the same name, in a hidden folder on the same disk, to write a file or a folder to; put in place whole when the block ends without an error.
+
+    A folder that is there already keeps its other files; its new ones are put in place one after the other when all are written.
+    A device or a pipe, which has nothing to keep, is written directly.
+    Errors: FileNotFoundError for a folder that does not exist; IsADirectoryError and NotADirectoryError for a file over a folder and a folder over a file.
+    """
+    path = Path(os.path.realpath(path))
+    home = path if path.is_dir() else path.parent
+    if not home.is_dir():
+        raise FileNotFoundError(f"{path.name!r} cannot be written: there is no folder {str(home)!r}; make it first")
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=home) as hidden:
+        unfinished = Path(hidden, path.name)
+        yield unfinished
+        _put_in_place(unfinished, path)
 
 # %% ../nbs/00_basics.ipynb #csealfn
 _SEAL = 16  # bytes
@@ -543,9 +543,9 @@ def _seal(name, content):
 
 # %% ../nbs/00_basics.ipynb #ckeepfn
 def keep_file(
-    path,  # in a cache
+    path: Path | str,  # in a cache
     content: bytes,
-):
+) -> None:
     """Keep the content of a file; where the folder cannot be written, until this process ends, with a warning."""
     path = Path(path)
     try:
@@ -558,7 +558,7 @@ def keep_file(
 
 
 def kept_file(
-    path,  # as it was given to `keep_file`
+    path: Path | str,  # as it was given to `keep_file`
 ) -> bytes | None:
     """The content of the file, or None if it is missing or damaged."""
     path = Path(path)
@@ -651,14 +651,14 @@ class ContentStore:
 
     def __init__(
         self,
-        path,  # of the file, made if missing
+        path: Path | str,  # of the file, made if missing
     ):
         self.path = Path(path).absolute()
 
     def put(
         self,
-        values: dict,  # {key: bytes}
-    ):
+        values: dict[str, bytes],
+    ) -> None:
         """Keep all of these values, or none if writing fails; a value that is there already is replaced."""
         rows = [(key, _sealed(key, value)) for key, value in values.items()]
         try:
@@ -670,8 +670,8 @@ class ContentStore:
 
     def get(
         self,
-        keys,  # iterable of str
-    ) -> dict:
+        keys: Iterable[str],
+    ) -> dict[str, bytes]:
         """{key: bytes} for those of `keys` that are there."""
         keys, found = list(keys), {}
         for path in _places(self.path):
@@ -737,24 +737,6 @@ def best_device() -> str:
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
-# %% ../nbs/00_basics.ipynb #nocodefn
-@contextmanager
-def no_code(
-    what: str,  # the model or file in the message, e.g. "captioner 'runs/blip'"
-):
-    """Inside, a library loads a model with `weights_only=True` and `trust_remote_code=False`, its defaults or given.
-
-    Errors: ValueError, one sentence, for a model that needs code of its own, for weights that hold more than weights, and for damaged ones.
-    """
-    try:
-        with _unasked():
-            yield
-    except Exception as error:
-        reason = _refusal(error)
-        if reason is None:
-            raise
-        raise ValueError(f"{what} {reason}") from None  # the library's own text advises to load it unsafely
-
 # %% ../nbs/00_basics.ipynb #nocodeas
 @contextmanager
 def _unasked():
@@ -785,3 +767,21 @@ def _refusal(error):
     if "PytorchStreamReader" in said or any(type(each).__name__ == "SafetensorError" for each in chain):
         return "cannot be read: its weights are damaged or cut off; fetch or save them anew"
     return None
+
+# %% ../nbs/00_basics.ipynb #nocodefn
+@contextmanager
+def no_code(
+    what: str,  # the model or file in the message, e.g. "captioner 'runs/blip'"
+) -> Iterator[None]:
+    """Inside, a library loads a model with `weights_only=True` and `trust_remote_code=False`, its defaults or given.
+
+    Errors: ValueError, one sentence, for a model that needs code of its own, for weights that hold more than weights, and for damaged ones.
+    """
+    try:
+        with _unasked():
+            yield
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise ValueError(f"{what} {reason}") from None  # the library's own text advises to load it unsafely
