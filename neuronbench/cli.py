@@ -852,7 +852,7 @@ def leaderboard(
         raise FileNotFoundError(f"no folder {str(Path(out).parent)!r} to write the table to")
     known = world()
     model = None if sentences is None else Sentences(sentences)
-    board = boards.leaderboard(known, methods=boards.world_methods(known, methods), sentences=model)
+    board = boards.leaderboard(known, methods=boards.world_methods(known, methods), measures=boards.world_measures(known, model))
     print(boards.wide_table(board).round(2).to_string())
     for failure in board.attrs["failures"]:
         print(shown(f"{failure['method']}: {failure['layer']} unit {failure['unit']} has no description: {failure['reason']}"), file=sys.stderr)

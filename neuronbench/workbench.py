@@ -32,7 +32,7 @@ from .foundation.chat import Chat
 from .foundation.clip import CLIP
 from .foundation.consensus import Consensus
 from .foundation.painter import Painter
-from .evaluate.agreement import summary
+from .evaluate.measure import summary
 from .probe.layout import POOLINGS
 from .probe.passes import first_readable
 from .probe.recording import check_parts, record

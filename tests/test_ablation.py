@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from neuronbench.evaluate.ablation import Ablation, _Passes, _place, ablated, class_accuracy, described_drops, unit_ablation
+from neuronbench.evaluate.ablation import Ablation, DescribedDrops, _Passes, _place, ablated, class_accuracy, unit_ablation
 from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.probe.hooks import evaluating
 from neuronbench.probe.target import Target
@@ -501,17 +501,17 @@ HAS = pd.DataFrame({"wings": [True, True, False], "horns": [False, False, True],
 
 def test_drops_of_classes_that_have_it_worked_by_hand():
     ablation = ablation_of({3: [0.5, 0.3, 0.1], 4: [0.0, 0.2, 0.6]})
-    found = described_drops(ablation, words((3, "wings", "A"), (4, "wings", "A"), (4, "horns", "B")), HAS)
+    found = DescribedDrops(ablation, HAS)(words((3, "wings", "A"), (4, "wings", "A"), (4, "horns", "B")))
     assert found[["unit", "method"]].values.tolist() == [[3, "A"], [4, "A"], [4, "B"]]
     assert found.having.tolist() == pytest.approx([0.4, 0.1, 0.6]) and found.lacking.tolist() == pytest.approx([0.1, 0.6, 0.1])
-    assert found.difference.tolist() == pytest.approx([0.3, -0.5, 0.5])
+    assert found.value.tolist() == pytest.approx([0.3, -0.5, 0.5]) and set(found.measure) == {"drop difference"} and found.description.tolist() == ["wings", "wings", "horns"]
 
 
 def test_only_descriptions_that_tell_classes_apart_count():
     ablation = ablation_of({3: [0.5, 0.3, 0.1]})
     odd = words((3, "legs", "all have it"), (3, "gills", "none has it"), (3, "teapots", "not asked"), (3, None, "silent"), (3, "\u7ffc", "not English"), (7, "wings", "not ablated"))
-    assert described_drops(ablation, odd, HAS).values.tolist() == []
-    twice = described_drops(ablation, pd.concat([words((3, "wings", "A"), (3, "horns", "A")), words((3, "horns", "A")).assign(layer="other")]), HAS)
+    assert DescribedDrops(ablation, HAS)(odd).values.tolist() == []
+    twice = DescribedDrops(ablation, HAS)(pd.concat([words((3, "wings", "A"), (3, "horns", "A")), words((3, "horns", "A")).assign(layer="other")]))
     assert twice.description.tolist() == ["wings"]
     with pytest.raises(ValueError, match="says nothing of the classes bee: expected a row for each class"):
-        described_drops(ablation, words((3, "wings", "A")), HAS.drop("bee"))
+        DescribedDrops(ablation, HAS.drop("bee"))

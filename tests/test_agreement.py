@@ -10,8 +10,8 @@ from scipy import stats
 from test_clip import Bomb
 
 import neuronbench as nb
-from neuronbench.evaluate.agreement import (BASELINE, agreement, annotation_truths, class_truths, constant_wins, exact_match, measured, paired_tests,
-                                            paper_measures, plot_comparison, summary, text_cosine, unit_values)
+from neuronbench.evaluate.agreement import Agreement, annotation_truths, class_truths, exact_match, measured, paper_measures, text_cosine
+from neuronbench.evaluate.measure import BASELINE, constant_wins, paired_tests, plot_comparison, summary
 from neuronbench.foundation.sentences import BERTScore, Sentences
 
 HOSTILE = "<script>alert('x')</script> $\\frac$"
@@ -94,7 +94,7 @@ def test_what_was_not_said_agrees_with_nothing():
 def test_synonyms_are_several_truths():
     table = class_truths(["tench, Tinca tinca", "goldfish", "a,, b"], "fc")
     assert table.groupby("unit").truth.agg(list).tolist() == [["tench", "Tinca tinca"], ["goldfish"], ["a", "b"]]
-    found = agreement(described(("A", "fc", 0, "tinca TINCA"), ("A", "fc", 1, "tench")), table, EXACT, several="max")
+    found = Agreement(table, EXACT, several="max")(described(("A", "fc", 0, "tinca TINCA"), ("A", "fc", 1, "tench")))
     assert found[found.method == "A"].value.tolist() == [1, 0]
 
 
@@ -108,28 +108,28 @@ def test_only_units_whose_annotators_agree_are_reliable():
 # agreement
 
 def test_several_annotations_count_by_their_mean():
-    found = agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat"), ("l", 0, "ship"), ("l", 0, "BOAT"), ("l", 0, "sea")), EXACT)
+    found = Agreement(truths(("l", 0, "boat"), ("l", 0, "ship"), ("l", 0, "BOAT"), ("l", 0, "sea")), EXACT)(described(("A", "l", 0, "boat")))
     assert found[found.method == "A"].value.tolist() == [0.5]
 
 
 def test_the_baseline_is_always_there():
-    found = agreement(described(("A", "l", 0, "boat"), ("B", "l", 1, None)), truths(("l", 0, BASELINE), ("l", 1, "cat")), EXACT)
+    found = Agreement(truths(("l", 0, BASELINE), ("l", 1, "cat")), EXACT)(described(("A", "l", 0, "boat"), ("B", "l", 1, None)))
     table = found.pivot(index="unit", columns="method", values="value")
     assert table[f"constant: {BASELINE}"].tolist() == [1, 0] and table["B"].dropna().tolist() == [0]
 
 
 def test_the_first_of_several_descriptions_counts():
-    found = agreement(described(("A", "l", 0, "boat"), ("A", "l", 0, "cat")), truths(("l", 0, "cat")), EXACT)
+    found = Agreement(truths(("l", 0, "cat")), EXACT)(described(("A", "l", 0, "boat"), ("A", "l", 0, "cat")))
     assert found[found.method == "A"].value.tolist() == [0]
 
 
 def test_units_without_a_truth_are_named():
     known = truths(("l", 0, "boat"))
     with pytest.warns(UserWarning, match="2 described units.*l 7, m 0"):
-        found = agreement(described(("A", "l", 0, "boat"), ("A", "l", 7, "boat"), ("A", "m", 0, "boat")), known, EXACT)
+        found = Agreement(known, EXACT)(described(("A", "l", 0, "boat"), ("A", "l", 7, "boat"), ("A", "m", 0, "boat")))
     assert set(found.unit) == {0} and set(found.layer) == {"l"}
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="compare layer names"):
-        agreement(described(("A", "layer4", 0, "boat")), known, EXACT)
+        Agreement(known, EXACT)(described(("A", "layer4", 0, "boat")))
 
 
 @pytest.mark.parametrize("known", ["", "clip", "clip sentences"])
@@ -139,7 +139,7 @@ def test_the_papers_models_are_loaded_where_none_is_given_and_named_where_they_c
     missing = ("ViT-B-16", "all-mpnet-base-v2", "roberta-large")[len(models)]
     with pytest.raises((ConnectionError, FileNotFoundError), match=missing):
         paper_measures(**models)
-    found = agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "Boat ")), paper_measures(Letters(), Letters(), exact_match))
+    found = Agreement(truths(("l", 0, "Boat ")), paper_measures(Letters(), Letters(), exact_match))(described(("A", "l", 0, "boat")))
     assert found[found.method == "A"].set_index("measure").value.to_dict() == pytest.approx({"CLIP cosine": 1, "sentence cosine": 1, "BERTScore": 1, "exact": 1})
 
 
@@ -152,11 +152,11 @@ def test_methods_that_a_constant_beats_are_named():
 
 def test_other_columns_are_named():
     with pytest.raises(ValueError, match="layer, neuron, label.*missing: unit, description, method"):
-        agreement(pd.DataFrame(columns=["layer", "neuron", "label"]), truths(), EXACT)
+        Agreement(truths(), EXACT)(pd.DataFrame(columns=["layer", "neuron", "label"]))
     with pytest.raises(ValueError, match="truths have.*missing: truth"):
-        agreement(described(("A", "l", 0, "boat")), pd.DataFrame(columns=["layer", "unit"]), EXACT)
+        Agreement(pd.DataFrame(columns=["layer", "unit"]), EXACT)(described(("A", "l", 0, "boat")))
     with pytest.raises(KeyError, match="did you mean 'mean'"):
-        agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), EXACT, several="maen")
+        Agreement(truths(("l", 0, "boat")), EXACT, several="maen")(described(("A", "l", 0, "boat")))
 
 
 @pytest.mark.parametrize("classes", ["file.txt", b"ab", None, 10, {"a", "b"}, ["a", None], [1, 2], {0: "a"}])
@@ -172,19 +172,19 @@ def test_classes_that_are_no_list_of_names_are_refused(classes):
     ({"one": lambda said, true: 1.0}, ValueError, r"the shape \(\) for 2 pairs of texts: expected a number for each pair, \(2,\)")])
 def test_what_is_no_measure_is_said(measures, error, sentence):
     with pytest.raises(error, match=sentence):
-        agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), measures)
+        Agreement(truths(("l", 0, "boat")), measures)(described(("A", "l", 0, "boat")))
 
 
 def test_a_measure_asked_for_by_name_loads_no_other(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "Boat ")), ["exact"])
+    found = Agreement(truths(("l", 0, "Boat ")), ["exact"])(described(("A", "l", 0, "boat")))
     assert found[found.method == "A"][["measure", "value"]].values.tolist() == [["exact", 1]]
     with pytest.raises((ConnectionError, FileNotFoundError), match="all-mpnet-base-v2"):
-        agreement(described(("A", "l", 0, "boat")), truths(("l", 0, "boat")), ["exact", "sentence cosine"])
+        Agreement(truths(("l", 0, "boat")), ["exact", "sentence cosine"])(described(("A", "l", 0, "boat")))
 
 
-@pytest.mark.parametrize("evaluate", [summary, paired_tests, plot_comparison, constant_wins, annotation_truths, lambda table: unit_values(table, ["score"]),
-                                      lambda table: agreement(table, truths(("l", 0, "boat")), EXACT), lambda table: agreement(described(("A", "l", 0, "boat")), table, EXACT)])
+@pytest.mark.parametrize("evaluate", [summary, paired_tests, plot_comparison, constant_wins, annotation_truths,
+                                      lambda table: Agreement(truths(("l", 0, "boat")), EXACT)(table), lambda table: Agreement(table, EXACT)(described(("A", "l", 0, "boat")))])
 def test_what_is_no_table_and_tables_of_other_columns_are_named(evaluate):
     with pytest.raises(TypeError, match=r"are a table \(a pandas DataFrame\) with the columns .*, not of the type list"):
         evaluate(["boat"])
@@ -193,19 +193,20 @@ def test_what_is_no_table_and_tables_of_other_columns_are_named(evaluate):
 
 
 def test_values_are_numbers_and_one_for_each_unit():
-    table = described(("A", "l", 0, "boat"), ("B", "l", 0, "boat"))
-    assert unit_values(table.assign(right=True), ["right", "score"]).value.tolist() == [1.0] * 4
-    for measures, error, sentence in (("score", TypeError, "measures are a list of names"), (["scores"], KeyError, "no column 'scores'; did you mean 'score'"),
-                                      (["description"], ValueError, "column 'description' does not hold numbers")):
-        with pytest.raises(error, match=sentence):
-            unit_values(table, measures)
-    wrong = unit_values(table, ["score"]).assign(value="high")
-    for evaluate in (summary, paired_tests):
-        with pytest.raises(ValueError, match="the column value is of the type .*: expected numbers"):
-            evaluate(wrong)
-    with pytest.raises(ValueError, match="'A' has several values of 'score' for unit 0 of 'l'"):
-        paired_tests(pd.concat([unit_values(table, ["score"])] * 2))
-    assert len(summary(wrong.head(0))) == 0
+    table = values(A=[1.0], B=[2.0])
+    for wrong in (table.assign(value="high"), table.assign(value=None)):
+        for evaluate in (summary, paired_tests):
+            with pytest.raises(ValueError, match="the column value is of the type .*: expected numbers"):
+                evaluate(wrong)
+        assert len(summary(wrong.head(0))) == 0
+    with pytest.raises(ValueError, match="'A' has several values of 'm' for unit 0 of 'l'"):
+        paired_tests(pd.concat([table] * 2))
+    assert summary(table.assign(value=[True, False]))["mean"].tolist() == [1, 0]
+
+
+def test_a_baseline_can_be_left_out():
+    found = Agreement(truths(("l", 0, "boat")), EXACT, baseline=None)(described(("A", "l", 0, "boat")))
+    assert found[["method", "measure", "value", "description"]].values.tolist() == [["A", "exact", 1.0, "boat"]]
 
 
 def test_published_files_of_other_tools_go_in(tmp_path):
@@ -213,7 +214,7 @@ def test_published_files_of_other_tools_go_in(tmp_path):
     (tmp_path / "people.csv").write_text("layer,unit,summary\nfc,0,Fish\nfc,0,a pond\nfc,1,birds\n")
     (tmp_path / "other.csv").write_text("neuron,words\n0,fish\n")
     said, people = nb.read_descriptions(tmp_path / "dnd.csv", layer="fc"), nb.read_descriptions(tmp_path / "people.csv")
-    assert agreement(said, annotation_truths(people), EXACT).query("method == 'dnd'").value.tolist() == [0.5, 0]
+    assert Agreement(annotation_truths(people), EXACT)(said).query("method == 'dnd'").value.tolist() == [0.5, 0]
     with pytest.raises(ValueError, match="neuron, words.*expected layer, unit, description"):
         nb.read_descriptions(tmp_path / "other.csv")
 

@@ -1,5 +1,7 @@
 """CoSy, faithfulness, the classifier and connections: against scipy, scikit-learn and hand-worked cases; bad input of each."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,12 +13,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 import neuronbench as nb
-from neuronbench.evaluate.agreement import described_units, summary, unit_values
-from neuronbench.evaluate.classifier import class_detection, nearest_units
-from neuronbench.evaluate.connections import connection_summary, connections, joining_weights
-from neuronbench.evaluate.faithfulness import faithfulness, prediction_scores
-from neuronbench.evaluate.leaderboard import plot_leaderboard, summed_up, wide_table, world_methods
-from neuronbench.evaluate.synthesis import CLOSE_UP, auc, mean_activation_difference, synthesis
+from neuronbench.evaluate.ablation import Ablation, DescribedDrops
+from neuronbench.evaluate.agreement import Agreement
+from neuronbench.evaluate.classifier import ClassDetection, nearest_units
+from neuronbench.evaluate.connections import Connections, connection_summary, joining_weights
+from neuronbench.evaluate.faithfulness import Faithfulness, prediction_scores
+from neuronbench.evaluate.leaderboard import Described, Right, Seconds, plot_leaderboard, summed_up, wide_table, world_methods
+from neuronbench.evaluate.measure import Measure, described_units, paired_tests, summary
+from neuronbench.evaluate.synthesis import CLOSE_UP, Synthesis, auc, mean_activation_difference
 from neuronbench.probe.target import Target
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
@@ -105,6 +109,11 @@ def recording():
     return nb.record(Target(Colours(), ["maps", "head"], preprocess, device="cpu"), nb.ProbingSet.from_images(images), progress=False)
 
 
+def by_measure(values, *index):
+    """(unit or more, measure): the values."""
+    return values.pivot(index=list(index or ("unit",)), columns="measure", values="value")
+
+
 def described(*rows, method="A", layer="maps"):
     return pd.DataFrame([(layer, unit, text, 1.0, method) for unit, text in rows], columns=["layer", "unit", "description", "score", "method"])
 
@@ -116,6 +125,8 @@ def test_units_and_columns_that_are_not_there_are_named(recording):
                                    (described((0, "red")).drop(columns="unit"), ValueError, "missing: unit")):
         with pytest.raises(error, match=sentence):
             described_units(wrong, recording)
+    with pytest.raises(TypeError, match=r"expected measure\(descriptions, recording\)"):
+        Synthesis(FlatPainter(), 2)(described((0, "red")))
 
 
 @pytest.mark.parametrize("evaluate", [connection_summary, summed_up, wide_table, plot_leaderboard])
@@ -129,9 +140,9 @@ def test_what_is_no_table_and_tables_of_other_columns_are_named(evaluate):
 def test_a_prompt_without_one_place_for_the_description_is_refused(recording):
     for prompt in ("a photo", "{} and {}", "a {photo}"):
         with pytest.raises(ValueError, match="places for the description: expected {} once"):
-            synthesis(described((0, "red")), recording, FlatPainter(), 2, prompt)
+            Synthesis(FlatPainter(), 2, prompt)(described((0, "red")), recording)
         with pytest.raises(ValueError, match="places for the description: expected {} once"):
-            faithfulness(described((0, "red")), recording, ColourModel(), 5, 5, prompt)
+            Faithfulness(ColourModel(), 5, 5, prompt)(described((0, "red")), recording)
 
 
 def test_one_where_several_are_expected_is_refused(recording):
@@ -140,26 +151,81 @@ def test_one_where_several_are_expected_is_refused(recording):
     for models in (ColourModel(), []):
         with pytest.raises(TypeError, match="models are a list of at least one"):
             nearest_units(described((0, "red")), ["red"], models)
+        with pytest.raises(TypeError, match="models are a list of at least one"):
+            ClassDetection(pd.DataFrame({"red": [True] * 60}), models)
     with pytest.raises(TypeError, match=r"methods are a list of names, such as \['invert'\], not 'invert'"):
         world_methods(None, "invert")
     with pytest.raises(TypeError, match="methods are given by name, as `world_methods"):
         nb.leaderboard(None, recording, methods=["invert"])
     with pytest.raises(TypeError, match="labels are a table .a pandas DataFrame., not of the type list"):
-        class_detection(described((0, "red")), recording, [True] * 60, [ColourModel()])
+        ClassDetection([True] * 60, [ColourModel()])(described((0, "red")), recording)
 
 
 def test_empty_descriptions_are_left_out_and_the_first_of_several_counts(recording):
     table = described((0, "red"), (0, "blue"), (1, None), (2, "  "), (3, HOSTILE))
     assert described_units(table, recording).description.tolist() == ["red", HOSTILE]
-    assert len(synthesis(table.iloc[2:4], recording, FlatPainter(), 2)) == 0 == len(faithfulness(table.iloc[2:4], recording, ColourModel(), 5, 5))
+    labels = pd.DataFrame({"red": np.arange(60) % 3 == 0})
+    for measure in (Synthesis(FlatPainter(), 2), Faithfulness(ColourModel(), 5, 5), ClassDetection(labels, [ColourModel()])):
+        nothing = measure(table.iloc[2:4], recording)
+        assert len(nothing) == 0 and list(nothing.columns[:5]) == LONG
 
 
-def test_every_measure_is_summed_up(recording):
-    table = synthesis(pd.concat([described((0, "red"), (1, "green")), described((0, "blue"), method="B")]), recording, FlatPainter(), 4)
-    long = unit_values(table, ["AUC", "MAD"])
-    assert list(long.columns) == ["layer", "unit", "method", "measure", "value"] and len(long) == 6
-    means = summary(long).set_index(["measure", "method"])["mean"]
-    assert means["AUC", "A"] == pytest.approx(table[table.method == "A"].AUC.mean()) and means["AUC", "A"] > means["AUC", "B"]
+LONG = ["layer", "unit", "method", "measure", "value"]
+
+
+def every_measure():
+    """(measure, descriptions of layer maps and head by A and B, how many rows it gives)."""
+    table = pd.concat([described((0, "red"), (1, "green"), (2, "blue"), (3, "red"), method=method) for method in "AB"] + [described((0, "red"), layer="head", method=method) for method in "AB"])
+    labels = pd.DataFrame({name: np.arange(60) % 3 == number for number, name in enumerate(("red", "green"))})
+    drops = Ablation("maps", pd.Series(1.0, ["bee", "cow"]), pd.DataFrame([[0.5, 1.0]] * 3, columns=["bee", "cow"]), pd.Series(9, ["bee", "cow"]), pd.DataFrame())
+    return [(Synthesis(FlatPainter(), 2), table, 20), (Faithfulness(ColourModel(), 5, 5), table, 30), (ClassDetection(labels, [ColourModel()]), table, 8),
+            (Connections("maps", "head", ColourModel(), strongest=2), table, 2), (DescribedDrops(drops, pd.DataFrame({"red": [True, False]}, ["bee", "cow"])), table, 2),
+            (Agreement(table.rename(columns={"description": "truth"})[["layer", "unit", "truth"]], ["exact"]), table, 15),
+            (Described(), table, 10), (Seconds(), table.assign(seconds=2), 10), (Right(lambda judged: judged.assign(kind="class", truth="red", right=judged.description == "red")), table, 10)]
+
+
+@pytest.mark.parametrize("measure, table, rows", every_measure(), ids=lambda value: getattr(value, "name", ""))
+def test_every_measure_gives_the_long_table_and_is_summed_up_and_tested(measure, table, rows, recording):
+    values = measure(table, recording)
+    assert isinstance(measure, Measure) and measure.name and list(values.columns[:5]) == LONG and len(values) == rows
+    assert values.value.dtype == np.float64 and set(values.measure) == set(measure.gives) and {"A", "B"} <= set(values.method)
+    means = summary(values)
+    assert set(means.measure) == set(measure.gives) and set(means.method) == set(values.method)
+    tests = paired_tests(values)
+    assert len(tests) == len(measure.gives) * (3 if measure.name == "agreement" else 1) and (tests[(tests["first"] == "A") & (tests.second == "B")].difference == 0).all()
+
+
+def test_means_are_those_of_the_values(recording):
+    values = Synthesis(FlatPainter(), 4)(pd.concat([described((0, "red"), (1, "green")), described((0, "blue"), method="B")]), recording)
+    assert list(values.columns) == [*LONG, "description", "painted", "reason"] and len(values) == 6
+    means = summary(values).set_index(["measure", "method"])["mean"]
+    expected = by_measure(values, "method", "unit").loc["A", "CoSy AUC"].mean()
+    assert means["CoSy AUC", "A"] == pytest.approx(expected) and means["CoSy AUC", "A"] > means["CoSy AUC", "B"]
+
+
+@dataclass(frozen=True, eq=False)
+class Wordy(Measure):
+    """A measure of somebody else's: what `table` says."""
+
+    table: object
+    name = "wordy"
+    gives = {"words": 0.0}
+
+    def values(self, judged, recording):
+        return self.table(judged)
+
+
+def test_a_measure_that_gives_something_else_is_named(recording):
+    words = described((0, "a red thing"), (1, "green"))
+    assert Wordy(lambda judged: judged.assign(words=judged.description.str.split().str.len(), why="so"))(words, recording)[["unit", "value", "why"]].values.tolist() == [[0, 3, "so"], [1, 1, "so"]]
+    with pytest.raises(ValueError, match="values of the measure 'wordy' have the columns layer, unit, description, method; expected layer, unit, method, words; missing: words"):
+        Wordy(lambda judged: judged)(words, recording)
+    with pytest.raises(TypeError, match="values of the measure 'wordy' are a table"):
+        Wordy(lambda judged: [3, 1])(words, recording)
+    with pytest.raises(ValueError, match="the measure 'wordy' gives .* for 'words': expected numbers"):
+        Wordy(lambda judged: judged.assign(words="many"))(words, recording)
+    with pytest.raises(NotImplementedError, match=r"Measure is no measure yet: it lacks values\(judged, recording\)"):
+        Measure()(words, recording)
 
 
 # CoSy
@@ -178,25 +244,28 @@ def test_mad_is_in_standard_deviations_of_the_controls():
 
 
 def test_cosy_is_what_its_parts_give(recording):
-    [row] = synthesis(described((0, "red")), recording, FlatPainter(), 6).itertuples()
+    values = Synthesis(FlatPainter(), 6)(described((0, "red")), recording)
     painted = np.array([np.asarray(image)[0, 0, 0] / 255 for image in FlatPainter().paint([CLOSE_UP.format("red")], 6)[0]])
     controls = recording["maps"].values[:, 0]
-    assert row.painted == 6 and row.AUC == pytest.approx(auc(painted, controls)) and row.MAD == pytest.approx(mean_activation_difference(painted, controls), rel=1e-5)
+    [row] = by_measure(values).to_dict("records")
+    assert values.painted.tolist() == [6, 6] and row["CoSy AUC"] == pytest.approx(auc(painted, controls))
+    assert row["CoSy MAD"] == pytest.approx(mean_activation_difference(painted, controls), rel=1e-5)
 
 
 def test_each_phrase_is_painted_once(recording):
     painter = FlatPainter()
-    synthesis(pd.concat([described((0, "red"), (1, "red")), described((2, "red"), method="B")]), recording, painter, 3)
+    Synthesis(painter, 3)(pd.concat([described((0, "red"), (1, "red")), described((2, "red"), method="B")]), recording)
     assert painter.asked == [CLOSE_UP.format("red")]
-    synthesis(described((1, "red")), recording, painter, 3)
+    Synthesis(painter, 3)(described((1, "red")), recording)
     assert len(painter.asked) == 1
 
 
 def test_units_and_painters_that_give_nothing_say_why(recording):
-    found = synthesis(described((0, "black"), (1, "a bomb"), (4, "red"), (3, "red"), (2, "Ein blaues Haus, blue")), recording, FlatPainter(), 3).set_index("unit")
-    assert found.AUC.isna().tolist() == [True, True, True, False, False]
-    assert "no image" in found.reason[0] and "out of memory" in found.reason[1] and "not finite" in found.reason[4] and found.reason[2] == ""
-    assert found.AUC[3] == 0.5 and np.isnan(found.MAD[3])
+    values = Synthesis(FlatPainter(), 3)(described((0, "black"), (1, "a bomb"), (4, "red"), (3, "red"), (2, "Ein blaues Haus, blue")), recording)
+    found, reason = by_measure(values), values.drop_duplicates("unit").set_index("unit").reason
+    assert found["CoSy AUC"].isna()[[0, 1, 4, 3, 2]].tolist() == [True, True, True, False, False]
+    assert "no image" in reason[0] and "out of memory" in reason[1] and "not finite" in reason[4] and reason[2] == ""
+    assert found["CoSy AUC"][3] == 0.5 and np.isnan(found["CoSy MAD"][3])
 
 
 # faithfulness
@@ -217,34 +286,51 @@ def test_what_cannot_be_predicted_has_no_score(predicted, activations):
 
 def test_right_words_predict_and_exemplars_are_held_out(recording):
     model = ColourModel()
-    found = faithfulness(described((0, "red"), (1, "red"), (3, "red"), (4, "red")), recording, model, seen=5, top=10).set_index("unit")
+    found = by_measure(Faithfulness(model, seen=5, top=10)(described((0, "red"), (1, "red"), (3, "red"), (4, "red")), recording))
     assert found["top against random"][0] > 0.95 > 0.5 > found["Pearson"][1] and found.loc[[3, 4], "Pearson"].isna().all()
     rest = np.argsort(-recording["maps"].values[:, 0], kind="stable")[5:]
     fits = model.embed_images(recording.images) @ model.embed_texts(["red"])[0]
     assert found["Pearson"][0] == pytest.approx(stats.pearsonr(fits[rest], recording["maps"].values[rest, 0])[0])
-    pd.testing.assert_frame_equal(faithfulness(described((0, "red")), recording, model, 5, 10), faithfulness(described((0, "red")), recording, model, 5, 10))
+    pd.testing.assert_frame_equal(Faithfulness(model, 5, 10)(described((0, "red")), recording), Faithfulness(model, 5, 10)(described((0, "red")), recording))
 
 
 def test_too_few_images_to_hold_out(recording):
     with pytest.raises(ValueError, match="60 images: expected at least 215"):
-        faithfulness(described((0, "red")), recording, ColourModel())
+        Faithfulness(ColourModel())(described((0, "red")), recording)
 
 
 # classifier
 
 def test_the_nearest_unit_detects_the_class(recording):
     labels = pd.DataFrame({name: [(position % 3) == number for position in range(60)] for number, name in enumerate(COLOURS)})
-    found = class_detection(described((0, "red"), (1, "green"), (2, "blue")), recording, labels, [ColourModel()])
-    assert found["class"].tolist() == list(COLOURS) and found.description.tolist() == list(COLOURS) and found.units.tolist() == [(("maps", unit),) for unit in range(3)]
+    found = ClassDetection(labels, [ColourModel()])(described((0, "red"), (1, "green"), (2, "blue")), recording)
+    assert found["class"].tolist() == list(COLOURS) and found.description.tolist() == list(COLOURS) and found.unit.tolist() == [0, 1, 2]
     expected = [roc_auc_score(labels[name], recording["maps"].values[:, unit]) for unit, name in enumerate(COLOURS)]
-    assert found.AUROC.tolist() == pytest.approx(expected)
+    assert found.value.tolist() == pytest.approx(expected) and set(found.measure) == {"class AUROC"}
 
 
 def test_units_equally_near_count_by_their_mean(recording):
-    labels = pd.DataFrame({"red": [(position % 3) == 0 for position in range(60)]})
-    [row] = class_detection(described((0, "red"), (1, "red"), (4, "red")), recording, labels, [ColourModel()]).itertuples()
+    labels = pd.DataFrame({"red": [(position % 3) == 0 for position in range(60)], "blue": [(position % 3) == 2 for position in range(60)]})
+    found = ClassDetection(labels, [ColourModel()])(described((0, "red"), (1, "red"), (2, "blue"), (4, "red")), recording)
     each = [roc_auc_score(labels.red, recording["maps"].values[:, unit]) for unit in (0, 1)]
-    assert row.units == (("maps", 0), ("maps", 1)) and row.AUROC == pytest.approx(np.mean(each))
+    blue = roc_auc_score(labels.blue, recording["maps"].values[:, 2])
+    assert found[found["class"] == "red"].unit.tolist() == [0, 1] and found.value.tolist() == pytest.approx([*each, blue])
+    [row] = summary(found).itertuples()
+    assert row.units == 2 and row.mean == pytest.approx(np.mean([np.mean(each), blue]))  # each class once
+
+
+def test_methods_are_compared_class_by_class(recording):
+    """Whatever units they find for it: A takes the mean of two, B another one."""
+    labels = pd.DataFrame({name: [(position % 3) == number for position in range(60)] for number, name in enumerate(COLOURS)})
+    table = pd.concat([described((0, "red"), (1, "red"), (2, "blue"), (3, "green")), described((2, "red"), (1, "green"), (0, "blue"), method="B")])
+    found = ClassDetection(labels, [ColourModel()])(table, recording)
+    [row] = paired_tests(found).itertuples()
+    by_class = found.pivot_table(index="class", columns="method", values="value")
+    assert row.units == 3 and row.difference == pytest.approx((by_class.A - by_class.B).mean()) and len(found) == 7
+    expected = stats.permutation_test((by_class.A, by_class.B), lambda one, other, axis: np.mean(one - other, axis=axis), permutation_type="samples", vectorized=True)
+    assert row.p == pytest.approx(expected.pvalue)
+    with pytest.raises(ValueError, match="'A' has several values of 'class AUROC' for unit"):
+        paired_tests(pd.concat([found, found]))
 
 
 def test_the_mean_of_several_models_decides():
@@ -259,9 +345,9 @@ def test_the_mean_of_several_models_decides():
 
 def test_classes_without_images_and_labels_of_others(recording):
     labels = pd.DataFrame({"red": np.zeros(60, bool), "green": np.ones(60, bool)})
-    assert class_detection(described((0, "red")), recording, labels, [ColourModel()]).AUROC.isna().all()
+    assert ClassDetection(labels, [ColourModel()])(described((0, "red")), recording).value.isna().tolist() == [True, True]
     with pytest.raises(ValueError, match="labels of 3 images.*60"):
-        class_detection(described((0, "red")), recording, labels.head(3), [ColourModel()])
+        ClassDetection(labels.head(3), [ColourModel()])(described((0, "red")), recording)
 
 
 # connections
@@ -302,8 +388,8 @@ class UnitsLast(torch.nn.Module):
         return self.head(self.maps(batch.movedim(1, 3)).flatten(1))
 
 
-def test_flattened_maps_with_units_last_are_told_apart(monkeypatch, tmp_path):
-    network, seen = UnitsLast(), []
+def test_flattened_maps_with_units_last_are_told_apart():
+    network = UnitsLast()
     network.head.weight.data = torch.arange(96.0).view(2, 48).sin()
     images = nb.ProbingSet.from_images([Image.effect_noise((4, 4), 90).convert("RGB") for _ in range(6)])
     to_tensor = lambda image: torch.from_numpy(np.array(image, np.float32) / 255).permute(2, 0, 1)
@@ -311,9 +397,7 @@ def test_flattened_maps_with_units_last_are_told_apart(monkeypatch, tmp_path):
     step = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4)  # one unit everywhere
     expected = (network(step) - network.head.bias).T.detach().numpy()
     assert np.allclose(joining_weights(network, "head", (3, 2), 16, units_last=True), expected, atol=1e-5)
-    monkeypatch.setattr("neuronbench.evaluate.connections._compared", lambda rows, weights, *_: seen.append(weights) or pd.DataFrame())
-    connections(pd.concat([described((0, "red"), (1, "green")), described((0, "red"), layer="head")]), found, "maps", "head", ColourModel(), positions=16)
-    assert np.allclose(seen[0], expected, atol=1e-5)
+    assert np.allclose(Connections("maps", "head", ColourModel(), positions=16).weights(found), expected, atol=1e-5)
 
 
 def test_layers_without_one_matrix_name_what_could_be_recorded():
@@ -330,7 +414,7 @@ def test_layers_without_one_matrix_name_what_could_be_recorded():
 
 def test_joined_units_are_compared_with_others(recording):
     table = pd.concat([described((0, "red"), (1, "green"), (2, "blue"), (3, "red")), described((0, "red"), (1, "blue"), layer="head")])
-    found = connections(table, recording, "maps", "head", ColourModel(), strongest=2)
+    found = Connections("maps", "head", ColourModel(), strongest=2)(table, recording)
     model = ColourModel()
     first, head = model.embed_texts(["red", "green", "blue", "red"]), model.embed_texts(["red", "blue"])
     assert found.joined.tolist() == pytest.approx([(head[0] @ first[[0, 1]].T).mean(), (head[1] @ first[[2, 1]].T).mean()])
@@ -338,18 +422,19 @@ def test_joined_units_are_compared_with_others(recording):
     [row] = connection_summary(found).itertuples()
     gap = found.joined - found.random
     assert (row.difference, row.error, row.effect) == pytest.approx((gap.mean(), stats.sem(gap), gap.mean() / gap.std()))
+    assert found.value.tolist() == gap.tolist() and (found.layer == "head").all() and summary(found)["mean"].tolist() == pytest.approx([row.difference])
 
 
 def test_too_few_described_units_are_said(recording):
     table = pd.concat([described((0, "red")), described((0, "red"), layer="head")])
     with pytest.raises(ValueError, match="A describes 1 units of 'head' and 1 of 'maps': expected at least 1 and 4"):
-        connections(table, recording, "maps", "head", ColourModel(), strongest=2)
+        Connections("maps", "head", ColourModel(), strongest=2)(table, recording)
 
 
 @pytest.mark.parametrize("evaluate", [
-    lambda recording, pool: synthesis(described((0, "red"), (1, "green")), recording, SpotPainter(), count=6, pool=pool),
-    lambda recording, pool: faithfulness(described((0, "red"), (1, "green")), recording, ColourModel(), seen=2, top=4, pool=pool),
-    lambda recording, pool: class_detection(described((0, "red"), (1, "green")), recording, pd.DataFrame({"red": np.arange(24) % 3 == 0, "green": np.arange(24) % 3 == 1}), [ColourModel()], pool=pool)],
+    lambda recording, pool: Synthesis(SpotPainter(), count=6, pool=pool)(described((0, "red"), (1, "green")), recording),
+    lambda recording, pool: Faithfulness(ColourModel(), seen=2, top=4, pool=pool)(described((0, "red"), (1, "green")), recording),
+    lambda recording, pool: ClassDetection(pd.DataFrame({"red": np.arange(24) % 3 == 0, "green": np.arange(24) % 3 == 1}), [ColourModel()], pool)(described((0, "red"), (1, "green")), recording)],
     ids=["synthesis", "faithfulness", "class_detection"])
 def test_units_are_judged_by_the_pooling_that_is_asked_for(evaluate):
     target, images = Target(Colours(), ["maps"], preprocess, device="cpu"), nb.ProbingSet.from_images([spotted(seed) for seed in range(24)])

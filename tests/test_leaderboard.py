@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from neuronbench.describe.descriptions import describe_frame
 from neuronbench.embedded.world import World
-from neuronbench.evaluate.agreement import measured, summary, text_cosine
+from neuronbench.evaluate.agreement import measured, text_cosine
 from neuronbench.evaluate.leaderboard import (SAME, TRUTH, UNIT_KINDS, WORLD_METHODS, answer_values, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table,
-                                              world_methods)
+                                              world_measures, world_methods)
+from neuronbench.evaluate.measure import summary
 from neuronbench.probe.recording import record
 
 
@@ -50,7 +51,7 @@ def means(board, measure):
 
 def test_whoever_knows_the_truth_is_right_and_whoever_is_silent_gets_what_a_guess_gets(here, recording):
     silent = dict.fromkeys(truths(here))
-    board = leaderboard(here, recording, {"oracle": Says(truths(here)), "silent": Says(silent), "absent": Says({})}, painted=2)
+    board = leaderboard(here, recording, {"oracle": Says(truths(here)), "silent": Says(silent), "absent": Says({})}, world_measures(here, painted=2))
     assert board[board.measure == "right"].units.tolist() == [units for units in (20, 24, 8, 8) for _ in range(5)]
     for measure, best, guess in (("right", 1, 0), ("described", 1, 0), ("CLIP cosine", 1, 0), ("CoSy AUC", None, 0.5), ("top against random", None, 0.5), ("Spearman", None, 0)):
         found = means(board, measure)
@@ -62,7 +63,7 @@ def test_whoever_knows_the_truth_is_right_and_whoever_is_silent_gets_what_a_gues
 
 
 def test_a_constant_stands_in_every_table(here, recording):
-    board = leaderboard(here, recording, {}, painted=2)
+    board = leaderboard(here, recording, {}, world_measures(here, painted=2))
     assert set(board.method) == {TRUTH, SAME} and (means(board, "right")[SAME] == 0).all() and (means(board, "described")[SAME] == 1).all()
     assert means(board, "CLIP cosine")[SAME].max() < 0.5
 
@@ -87,7 +88,7 @@ def test_a_sentence_model_is_one_more_measure_and_each_row_has_its_interval(here
             vectors = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], float)
             return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    values = answer_values(here, recording, unit_answers(here, recording, {"oracle": Says(truths(here))}), Letters(), painted=2)
+    values = answer_values(recording, unit_answers(here, recording, {"oracle": Says(truths(here))}), world_measures(here, Letters(), painted=2))
     assert list(values.measure.unique()) == ["right", "described", "CLIP cosine", "sentence cosine", "CoSy AUC", "top against random", "Spearman", "seconds"]
     assert values.value.notna().all() and len(values) == 8 * 3 * 60
     board = summed_up(values)
@@ -110,7 +111,7 @@ def test_of_several_words_for_a_unit_the_first_counts(here, recording):
 def test_the_best_stands_first_and_every_kind_is_drawn(here, recording):
     known = truths(here)
     half = {unit: text for unit, text in known.items() if unit[1] % 2}
-    board = leaderboard(here, recording, {"silent": Says({}), "half": Says(half), "oracle": Says(known)}, painted=2)
+    board = leaderboard(here, recording, {"silent": Says({}), "half": Says(half), "oracle": Says(known)}, world_measures(here, painted=2))
     table = wide_table(board)
     assert table.index.tolist() == ["oracle", TRUTH, "half", "silent", SAME]
     others = ["described", "CLIP cosine", "CoSy AUC", "top against random", "Spearman"]

@@ -17,7 +17,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..basics import check_columns, clean_name, clean_text, name_list
-from .agreement import described_units
+from .measure import described_units
 from .answers import FILE, STATEMENT, is_half, opened, study_file, write_study
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen

@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from ..basics import check_columns, clean_text, content_key, readable_number, replacing
-from ..evaluate.agreement import constant_wins, plot_comparison
+from ..evaluate.measure import constant_wins, plot_comparison
 from ..probe.regions import exemplar_regions
 from .files import HERE
 from ..describe.comparison import best_descriptions, clean_descriptions
