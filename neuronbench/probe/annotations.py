@@ -18,6 +18,16 @@ from PIL import Image
 from ..basics import choose, content_key
 from .images import ProbingSet, files_key
 
+# %% ../../nbs/probe/08_annotations.ipynb #8d544e5c
+def _check_mask(mask, what, size):
+    """A mask is boolean and has the image's proportions, to within a pixel. Errors: TypeError, ValueError."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
+        given = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"{what}: a mask is a boolean array (H, W), not {given}")
+    (height, width), (image_width, image_height) = mask.shape, size
+    if abs(height * image_width - width * image_height) > max(size):
+        raise ValueError(f"{what}: the mask is {width} x {height} pixels, the image {image_width} x {image_height}: expected the same proportions")
+
 # %% ../../nbs/probe/08_annotations.ipynb #8d544e5a
 class Annotations:
     """Images and, for each, where the concepts are in it.
@@ -78,16 +88,6 @@ class Annotations:
     def __repr__(self):
         counts = ", ".join(f"{name} ({len(concepts)} concepts)" for name, concepts in self.categories.items())
         return f"Annotations of {len(self)} images: {counts}"
-
-# %% ../../nbs/probe/08_annotations.ipynb #8d544e5c
-def _check_mask(mask, what, size):
-    """A mask is boolean and has the image's proportions, to within a pixel. Errors: TypeError, ValueError."""
-    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
-        given = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"{what}: a mask is a boolean array (H, W), not {given}")
-    (height, width), (image_width, image_height) = mask.shape, size
-    if abs(height * image_width - width * image_height) > max(size):
-        raise ValueError(f"{what}: the mask is {width} x {height} pixels, the image {image_width} x {image_height}: expected the same proportions")
 
 # %% ../../nbs/probe/08_annotations.ipynb #1faa77bd
 @dataclass(frozen=True, eq=False)

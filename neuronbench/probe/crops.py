@@ -116,7 +116,7 @@ def crop_steps(
     size: tuple,  # (width, height) of the image
     settings: CropSettings = CropSettings(),
 ) -> CropSteps:
-    """The steps of Describe-and-Dissect, A.1.1. Errors: ValueError for something else than a map."""
+    """The steps of Describe-and-Dissect (Bai et al., arXiv:2403.13771), A.1.1. Errors: ValueError for something else than a map."""
     scaled = scaled_map(activation_map, size, settings.upsampling)
     threshold, mask = _mask(scaled, settings.threshold)
     found = _bounding_boxes(mask)

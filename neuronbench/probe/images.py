@@ -40,8 +40,32 @@ class BadImage(Exception):
     def __str__(self):
         return f"image {self.id!r}: {self.reason}"
 
-# %% ../../nbs/probe/01_images.ipynb #681ecf2d
+# %% ../../nbs/probe/01_images.ipynb #tiffsays
 _FULL_SCALE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1.0}
+
+
+def _tag(image, name, default=None):
+    """What a TIFF file says under the name of a tag."""
+    return getattr(image, "tag_v2", {}).get(ExifTags.Base[name], default)
+
+
+def _white_is_zero(image):
+    """Whether the grey levels of a picture are those of a negative, which Pillow puts right for 8 bits only."""
+    return image.mode in _FULL_SCALE and _tag(image, "PhotometricInterpretation") == 0
+
+
+def _refuse_misread(image):
+    """Errors: ValueError for what Pillow makes another picture of."""
+    bits = _tag(image, "BitsPerSample", ())
+    if len(bits) > 1 and max(bits) > 8 and _tag(image, "PlanarConfiguration") == 2 and _tag(image, "Compression", 1) == 1:
+        raise ValueError("its colours of 16 bits are stored one after the other, which Pillow reads wrongly: save it with its colours together, or as PNG")
+    if isinstance(transparent := image.info.get("transparency"), tuple) and max(transparent) > 255:
+        raise ValueError(_CLEAR_COLOUR)
+
+
+_CLEAR_COLOUR = "one of its colours of 16 bits is transparent, and of each Pillow gives the upper 8 bits: save it with an alpha channel"
+
+# %% ../../nbs/probe/01_images.ipynb #681ecf2d
 _COLOURS = "RGB", "RGBA", "LA", "CMYK"  # the modes in which Pillow keeps the upper 8 bits of what a file holds
 _NARROW = "neuronbench", "range seen"  # in the info of a picture, no key of a file: (lowest, highest, "dark" or "bright") of 16-bit pixels that leave the upper half of their range empty
 _UNSCALED = "neuronbench", "not scaled"  # the same of a picture to which value_range was not applied: the format of its file
@@ -92,30 +116,6 @@ def _grey_levels(pixels, full, value_range, negative=False):
     if value_range is None and full == 65535 and 0 < seen[1] < 32768:
         image.info[_NARROW] = int(seen[0]), int(seen[1]), "bright" if negative else "dark"
     return image
-
-
-# %% ../../nbs/probe/01_images.ipynb #tiffsays
-def _tag(image, name, default=None):
-    """What a TIFF file says under the name of a tag."""
-    return getattr(image, "tag_v2", {}).get(ExifTags.Base[name], default)
-
-
-def _white_is_zero(image):
-    """Whether the grey levels of a picture are those of a negative, which Pillow puts right for 8 bits only."""
-    return image.mode in _FULL_SCALE and _tag(image, "PhotometricInterpretation") == 0
-
-
-def _refuse_misread(image):
-    """Errors: ValueError for what Pillow makes another picture of."""
-    bits = _tag(image, "BitsPerSample", ())
-    if len(bits) > 1 and max(bits) > 8 and _tag(image, "PlanarConfiguration") == 2 and _tag(image, "Compression", 1) == 1:
-        raise ValueError("its colours of 16 bits are stored one after the other, which Pillow reads wrongly: save it with its colours together, or as PNG")
-    if isinstance(transparent := image.info.get("transparency"), tuple) and max(transparent) > 255:
-        raise ValueError(_CLEAR_COLOUR)
-
-
-_CLEAR_COLOUR = "one of its colours of 16 bits is transparent, and of each Pillow gives the upper 8 bits: save it with an alpha channel"
-
 
 # %% ../../nbs/probe/01_images.ipynb #00c56247
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
@@ -320,26 +320,6 @@ def _content_digest(path, *_state):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
 
-# %% ../../nbs/probe/01_images.ipynb #2e270e72
-def image_files(
-    folder: Path,
-) -> list[str]:
-    """The image files below `folder` by suffix, as sorted relative posix paths. Errors and warnings: see `ProbingSet.from_folder`."""
-    if not folder.exists():
-        raise FileNotFoundError(f"no folder {str(folder)!r}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{str(folder)!r} is not a folder")
-    files, remarks = _walked(str(folder))
-    files = _without_doubles(files, remarks)
-    _tell(folder, remarks)
-    names = [path.as_posix() for path in sorted((Path(file).relative_to(folder) for file in files), key=lambda path: path.parts)]
-    if not names:
-        raise ValueError(
-            f"no images in {str(folder)!r}: expected files such as .jpg, .png or .webp, "
-            "directly in it or in one folder per class"
-        )
-    return names
-
 # %% ../../nbs/probe/01_images.ipynb #walkfold
 def _walked(folder):
     """(image files, [(path, remark)]) below `folder`: its own folders first, then those that links lead to, each folder once."""
@@ -381,6 +361,26 @@ def _tell(folder, remarks):
         named = "; ".join(f"{os.path.relpath(path, folder)!r} is {remark}" for path, remark in sorted(remarks)[:3])
         more = f"; and {len(remarks) - 3} more" if len(remarks) > 3 else ""
         warnings.warn(f"in {str(folder)!r}, {named}{more}")
+
+# %% ../../nbs/probe/01_images.ipynb #2e270e72
+def image_files(
+    folder: Path,
+) -> list[str]:
+    """The image files below `folder` by suffix, as sorted relative posix paths. Errors and warnings: see `ProbingSet.from_folder`."""
+    if not folder.exists():
+        raise FileNotFoundError(f"no folder {str(folder)!r}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{str(folder)!r} is not a folder")
+    files, remarks = _walked(str(folder))
+    files = _without_doubles(files, remarks)
+    _tell(folder, remarks)
+    names = [path.as_posix() for path in sorted((Path(file).relative_to(folder) for file in files), key=lambda path: path.parts)]
+    if not names:
+        raise ValueError(
+            f"no images in {str(folder)!r}: expected files such as .jpg, .png or .webp, "
+            "directly in it or in one folder per class"
+        )
+    return names
 
 # %% ../../nbs/probe/01_images.ipynb #foldlabl
 def _folder_labels(ids):
@@ -455,36 +455,8 @@ def _refuse_one_image(images):
         shape = images.size if isinstance(images, Image.Image) else tuple(images.shape)
         raise TypeError(f"one {type(images).__name__} of size {shape} was given: expected several images, e.g. a list of them")
 
-# %% ../../nbs/probe/01_images.ipynb #0711b164
+# %% ../../nbs/probe/01_images.ipynb #rowlab00
 _LABEL_COLUMNS = "label", "labels", "target", "targets"
-
-
-def _dataset_labels(dataset):
-    """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; or None."""
-    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
-        labels, classes = _dataset_labels(dataset.dataset)
-        return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
-    if isinstance(getattr(dataset, "features", None), dict):
-        return _hugging_face_labels(dataset)
-    classes, known = getattr(dataset, "classes", None), _own_labels(dataset)
-    if _as_rows_say(dataset, known, _LABEL_COLUMNS):
-        numbers, names = _label_numbers(known, len(dataset))
-        return numbers, names or classes
-    if known is not None or (classes is not None and _changes_labels(dataset)):
-        _tell_rows_count(dataset)
-        classes = None
-    return partial(_labels_of_rows, dataset), classes
-
-
-def _own_labels(dataset):
-    """The words, or whole numbers, that a dataset keeps under `labels` or `targets`, if there are as many as rows."""
-    known = getattr(dataset, "labels", getattr(dataset, "targets", None))
-    if not hasattr(known, "__len__") or isinstance(known, (dict, str)) or len(known) != len(dataset):
-        return None
-    if all(isinstance(label, str) for label in known):
-        return list(known)
-    numbers = _whole_numbers(known)
-    return None if numbers is None else numbers.tolist()
 
 
 def _whole_numbers(labels):
@@ -492,11 +464,6 @@ def _whole_numbers(labels):
     labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in labels]
     return np.asarray(labels, np.int64) if all(isinstance(label, int) for label in labels) else None
-
-
-def _chosen_labels(labels, indices):
-    labels = labels() if callable(labels) else labels
-    return None if labels is None else np.asarray(labels)[indices]
 
 
 def _labels_of_rows(dataset, columns=_LABEL_COLUMNS):
@@ -588,6 +555,39 @@ def _hugging_face_labels(dataset):
 
 _WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 
+# %% ../../nbs/probe/01_images.ipynb #0711b164
+def _dataset_labels(dataset):
+    """(labels, classes) of a dataset: N whole numbers or a callable giving them, and their names; or None."""
+    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch.utils.data.Subset
+        labels, classes = _dataset_labels(dataset.dataset)
+        return None if labels is None else partial(_chosen_labels, labels, list(dataset.indices)), classes
+    if isinstance(getattr(dataset, "features", None), dict):
+        return _hugging_face_labels(dataset)
+    classes, known = getattr(dataset, "classes", None), _own_labels(dataset)
+    if _as_rows_say(dataset, known, _LABEL_COLUMNS):
+        numbers, names = _label_numbers(known, len(dataset))
+        return numbers, names or classes
+    if known is not None or (classes is not None and _changes_labels(dataset)):
+        _tell_rows_count(dataset)
+        classes = None
+    return partial(_labels_of_rows, dataset), classes
+
+
+def _own_labels(dataset):
+    """The words, or whole numbers, that a dataset keeps under `labels` or `targets`, if there are as many as rows."""
+    known = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if not hasattr(known, "__len__") or isinstance(known, (dict, str)) or len(known) != len(dataset):
+        return None
+    if all(isinstance(label, str) for label in known):
+        return list(known)
+    numbers = _whole_numbers(known)
+    return None if numbers is None else numbers.tolist()
+
+
+def _chosen_labels(labels, indices):
+    labels = labels() if callable(labels) else labels
+    return None if labels is None else np.asarray(labels)[indices]
+
 # %% ../../nbs/probe/01_images.ipynb #41534e99
 def _load_file(paths, ids, index, value_range=None):
     return read_image(paths[index], ids[index], value_range)
@@ -651,16 +651,7 @@ def _checked_display(display, value_range):
                          "or a callable that makes a picture of an array (H, W, C)")
     return tuple(map(int, given))
 
-# %% ../../nbs/probe/01_images.ipynb #d9c7c99c
-def _dataset_fingerprint(dataset):
-    """A hash of what the rows of a dataset show."""
-    if isinstance(getattr(dataset, "fingerprint", None), str):
-        return content_key(dataset.fingerprint)
-    if type(dataset) is torch.utils.data.Subset:
-        return content_key(_dataset_fingerprint(dataset.dataset), list(dataset.indices))
-    return _torchvision_key(dataset) or _hugging_face_key(dataset) or _rows_key(partial(_load_row_alone, dataset), len(dataset))
-
-
+# %% ../../nbs/probe/01_images.ipynb #rowskey0
 def _rows_key(load, count):
     """A hash of every image, `load(position)`; a bad image counts by its reason."""
     return content_key([_pixels_key(load, position) for position in range(count)])
@@ -677,19 +668,6 @@ def _pixels_key(load, position):
         return content_key(turned, "negative") if _white_is_zero(value) else content_key(turned)
     except Exception as error:  # it is reported when it is recorded
         return _reason(error)
-
-
-def _torchvision_key(dataset):
-    """A hash of the files or of the array of one of torchvision's own datasets; None if it is no such dataset or has a transform."""
-    loader, data = getattr(dataset, "loader", None), getattr(dataset, "data", None)
-    changing = [getattr(dataset, name, None) for name in ("transform", "transforms")]
-    if not _is_torchvisions(dataset) or any(step is not None for step in changing):
-        return None
-    if (paths := _dataset_paths(dataset)) and getattr(loader, "__module__", "") == "torchvision.datasets.folder" and loader.__name__ == "default_loader":
-        return files_key(paths, paths)
-    if isinstance(data, (np.ndarray, torch.Tensor)) and len(data) == len(dataset):
-        return content_key(type(dataset).__name__, data)
-    return None
 
 # %% ../../nbs/probe/01_images.ipynb #hfkeycel
 def _hugging_face_key(dataset):
@@ -712,6 +690,28 @@ def _stored_digest(value):
     if value["bytes"] is not None:
         return hashlib.blake2b(value["bytes"]).digest()
     return None if "://" in value["path"] else _file_digest(value["path"])
+
+# %% ../../nbs/probe/01_images.ipynb #d9c7c99c
+def _dataset_fingerprint(dataset):
+    """A hash of what the rows of a dataset show."""
+    if isinstance(getattr(dataset, "fingerprint", None), str):
+        return content_key(dataset.fingerprint)
+    if type(dataset) is torch.utils.data.Subset:
+        return content_key(_dataset_fingerprint(dataset.dataset), list(dataset.indices))
+    return _torchvision_key(dataset) or _hugging_face_key(dataset) or _rows_key(partial(_load_row_alone, dataset), len(dataset))
+
+
+def _torchvision_key(dataset):
+    """A hash of the files or of the array of one of torchvision's own datasets; None if it is no such dataset or has a transform."""
+    loader, data = getattr(dataset, "loader", None), getattr(dataset, "data", None)
+    changing = [getattr(dataset, name, None) for name in ("transform", "transforms")]
+    if not _is_torchvisions(dataset) or any(step is not None for step in changing):
+        return None
+    if (paths := _dataset_paths(dataset)) and getattr(loader, "__module__", "") == "torchvision.datasets.folder" and loader.__name__ == "default_loader":
+        return files_key(paths, paths)
+    if isinstance(data, (np.ndarray, torch.Tensor)) and len(data) == len(dataset):
+        return content_key(type(dataset).__name__, data)
+    return None
 
 # %% ../../nbs/probe/01_images.ipynb #82878168
 def _label_numbers(labels, count):

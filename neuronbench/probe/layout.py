@@ -108,7 +108,7 @@ def pooled(
 ) -> torch.Tensor:
     """Each unit's one number per image, (B, U); a vector is its own. Errors: ValueError for a class token that the layer does not have.
 
-    Source: CLIP-Dissect (Oikarinen & Weng, ICLR 2023), section 3.1: mean over space; class token for transformers.
+    Source: CLIP-Dissect (Oikarinen & Weng, ICLR 2023, arXiv:2204.10965), section 3.1: mean over space; class token for transformers.
     """
     pool = choose(pool or layout.pools[0], POOLINGS, "pooling")
     if activation.ndim == 2:

@@ -32,7 +32,7 @@ def unit_masks(
 ) -> tuple:
     """(units, masks): positions (k,) of the units that exceed their threshold, and (k, H, W) bool, where they do.
 
-    Maps are upsampled bilinearly. Source: Network Dissection (Bau et al., CVPR 2017), section 2.3.
+    Maps are upsampled bilinearly. Source: Network Dissection (Bau et al., CVPR 2017, arXiv:1704.05796), section 2.3.
     """
     units = torch.nonzero(maps.amax((1, 2)) > thresholds)[:, 0]
     large = F.interpolate(maps[units][None], size, mode="bilinear")[0] if len(units) else maps.new_zeros((0, *size))
@@ -118,7 +118,7 @@ def _inside(image_size, box, size):
 
 # %% ../../nbs/probe/10_masks.ipynb #aa802bdc
 class Segmented:
-    """The concepts of images as a segmentation model sees them (Bau et al., PNAS 2020). `size`: (H, W) of the masks of its first answer."""
+    """The concepts of images as a segmentation model sees them (Bau et al., PNAS 2020, arXiv:2009.05041). `size`: (H, W) of the masks of its first answer."""
 
     def __init__(
         self,

@@ -145,43 +145,6 @@ def _unpacked_sketches(packed):
             sketches.deserialize(row[_LENGTH : _LENGTH + length].tobytes(), unit)
     return sketches
 
-# %% ../../nbs/probe/03_recording.ipynb #f24d91df
-@dataclass(frozen=True)
-class _Chunk:
-    """What a chunk of images gave."""
-
-    number: int
-    rows: np.ndarray  # (n,) positions in the probing set of the images that could be read
-    bad: list  # of [position, id, reason]
-    layers: dict  # {layer: {"pooled": {pool: (n, U)}, "sketches": (U, width), "lengths": (n,) positions, "nonfinite": (U,) images}}, see `_joined`
-
-
-def _compute(target, images, plan, number, batch_size, workers, on_bad_image):
-    """A chunk from nothing: what an executor runs."""
-    coming = decoded(images, target.preprocess, plan.indices(number), workers, 2 * batch_size)
-    return _chunk(target, coming, plan, number, batch_size, on_bad_image)
-
-
-def _chunk(target, coming, plan, number, batch_size, on_bad_image):
-    """The chunk made of the next images of the stream `coming`, see `decoded`."""
-    offsets, first = _offsets(plan, number), plan.indices(number).start
-    rows, bad, seen = [], [], []
-    pairs = readable(islice(coming, len(plan.indices(number))), None if on_bad_image == "raise" else bad)
-    shape = None
-    for indices, batch in batches(pairs, batch_size):
-        if rows and len(rows[-1]) < batch_size:  # another one follows a batch that is not full only where the shape changes
-            _refuse_shapes(shape, batch.shape[1:])
-        rows.append(np.array(indices))
-        shape = batch.shape[1:]
-        seen.append(_batch(target, batch, plan, {layer: drawn[rows[-1] - first] for layer, drawn in offsets.items()}))
-    layers = {layer: _joined(layer, [summaries[layer] for summaries in seen], plan) for layer in target.layers}
-    return _Chunk(number, np.concatenate([np.zeros(0, int), *rows]), bad, layers)
-
-
-def _refuse_shapes(*shapes):
-    two = " and ".join(map(str, sorted(map(tuple, shapes))))
-    raise ValueError(f"preprocess gives tensors of different shapes, {two}: resize in preprocess, or use batch_size=1")
-
 # %% ../../nbs/probe/03_recording.ipynb #253ad30c
 def _batch(target, batch, plan, offsets):
     """{layer: summary} of one batch."""
@@ -221,6 +184,43 @@ def _refuse_change(layer, counts):
     for count in counts:
         if count != counts[0]:
             raise ValueError(f"layer {layer!r} gave {counts[0]} units, then {count}: expected one number for all images")
+
+# %% ../../nbs/probe/03_recording.ipynb #f24d91df
+@dataclass(frozen=True)
+class _Chunk:
+    """What a chunk of images gave."""
+
+    number: int
+    rows: np.ndarray  # (n,) positions in the probing set of the images that could be read
+    bad: list  # of [position, id, reason]
+    layers: dict  # {layer: {"pooled": {pool: (n, U)}, "sketches": (U, width), "lengths": (n,) positions, "nonfinite": (U,) images}}, see `_joined`
+
+
+def _compute(target, images, plan, number, batch_size, workers, on_bad_image):
+    """A chunk from nothing: what an executor runs."""
+    coming = decoded(images, target.preprocess, plan.indices(number), workers, 2 * batch_size)
+    return _chunk(target, coming, plan, number, batch_size, on_bad_image)
+
+
+def _chunk(target, coming, plan, number, batch_size, on_bad_image):
+    """The chunk made of the next images of the stream `coming`, see `decoded`."""
+    offsets, first = _offsets(plan, number), plan.indices(number).start
+    rows, bad, seen = [], [], []
+    pairs = readable(islice(coming, len(plan.indices(number))), None if on_bad_image == "raise" else bad)
+    shape = None
+    for indices, batch in batches(pairs, batch_size):
+        if rows and len(rows[-1]) < batch_size:  # another one follows a batch that is not full only where the shape changes
+            _refuse_shapes(shape, batch.shape[1:])
+        rows.append(np.array(indices))
+        shape = batch.shape[1:]
+        seen.append(_batch(target, batch, plan, {layer: drawn[rows[-1] - first] for layer, drawn in offsets.items()}))
+    layers = {layer: _joined(layer, [summaries[layer] for summaries in seen], plan) for layer in target.layers}
+    return _Chunk(number, np.concatenate([np.zeros(0, int), *rows]), bad, layers)
+
+
+def _refuse_shapes(*shapes):
+    two = " and ".join(map(str, sorted(map(tuple, shapes))))
+    raise ValueError(f"preprocess gives tensors of different shapes, {two}: resize in preprocess, or use batch_size=1")
 
 # %% ../../nbs/probe/03_recording.ipynb #5479b0d3
 def _arrays(plan):
@@ -546,6 +546,39 @@ def _checked(recording, on_bad_image):
         raise BadImage(bad["id"][0], bad["reason"][0])
     return recording
 
+# %% ../../nbs/probe/03_recording.ipynb #91d18a71
+def _complete(stored, store, target, images, settings, executor, progress):
+    """Compute and store the chunks that are missing."""
+    (unfinished, lost), plan = _faults(stored), stored.plan
+    if lost:
+        first = next(iter(lost.values()))
+        warnings.warn(f"files of {len(lost)} chunks of the recording are missing or damaged, e.g. {str(first)!r}: their images are computed anew", stacklevel=3)
+    missing = sorted({*unfinished, *lost})
+    done = plan.count - sum(len(plan.indices(number)) for number in missing)
+    with tqdm(total=plan.count, initial=done, unit="image", disable=not progress) as bar:
+        with closing(_chunks(target, images, plan, missing, *settings, executor)) as chunks:
+            for chunk in chunks:
+                with storing(store):
+                    _write(stored, chunk)
+                bar.update(len(plan.indices(chunk.number)))
+
+
+def _chunks(target, images, plan, missing, batch_size, workers, on_bad_image, executor):
+    """The missing chunks in order, computed here or by the executor."""
+    if executor is None:
+        indices = (index for number in missing for index in plan.indices(number))
+        with closing(decoded(images, target.preprocess, indices, workers, 2 * batch_size)) as coming:
+            for number in missing:
+                yield _chunk(target, coming, plan, number, batch_size, on_bad_image)
+        return
+    waiting, missing = deque(), iter(missing)
+    while True:
+        for number in islice(missing, 32 - len(waiting)):
+            waiting.append(executor.submit(_compute, target, images, plan, number, batch_size, workers, on_bad_image))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
 # %% ../../nbs/probe/03_recording.ipynb #54190fd7
 def record(
     target: Target,
@@ -586,36 +619,3 @@ def record(
             _complete(stored, store, target, images, settings, executor, progress)
     shown_too = key if images.display is None else content_key(key, images.display)  # methods keep what they make of the pictures under it
     return _checked(Recording(stored, target, images, shown_too, made_of), on_bad_image)
-
-# %% ../../nbs/probe/03_recording.ipynb #91d18a71
-def _complete(stored, store, target, images, settings, executor, progress):
-    """Compute and store the chunks that are missing."""
-    (unfinished, lost), plan = _faults(stored), stored.plan
-    if lost:
-        first = next(iter(lost.values()))
-        warnings.warn(f"files of {len(lost)} chunks of the recording are missing or damaged, e.g. {str(first)!r}: their images are computed anew", stacklevel=3)
-    missing = sorted({*unfinished, *lost})
-    done = plan.count - sum(len(plan.indices(number)) for number in missing)
-    with tqdm(total=plan.count, initial=done, unit="image", disable=not progress) as bar:
-        with closing(_chunks(target, images, plan, missing, *settings, executor)) as chunks:
-            for chunk in chunks:
-                with storing(store):
-                    _write(stored, chunk)
-                bar.update(len(plan.indices(chunk.number)))
-
-
-def _chunks(target, images, plan, missing, batch_size, workers, on_bad_image, executor):
-    """The missing chunks in order, computed here or by the executor."""
-    if executor is None:
-        indices = (index for number in missing for index in plan.indices(number))
-        with closing(decoded(images, target.preprocess, indices, workers, 2 * batch_size)) as coming:
-            for number in missing:
-                yield _chunk(target, coming, plan, number, batch_size, on_bad_image)
-        return
-    waiting, missing = deque(), iter(missing)
-    while True:
-        for number in islice(missing, 32 - len(waiting)):
-            waiting.append(executor.submit(_compute, target, images, plan, number, batch_size, workers, on_bad_image))
-        if not waiting:
-            return
-        yield waiting.popleft().result()

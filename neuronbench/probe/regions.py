@@ -68,7 +68,7 @@ def exemplar_regions(
 ) -> list:
     """A `Regions` for each unit; without images for one that is finite on none. Errors: those of `exemplar_pictures` and of `Recording.quantile`.
 
-    Source: MILAN (Hernandez et al., ICLR 2022), section 3.1.
+    Source: MILAN (Hernandez et al., ICLR 2022, arXiv:2201.11114), section 3.1.
     """
     thresholds = recording.quantile(layer, quantile)
     best, pictures = exemplar_pictures(recording, layer, units, k, size, pool)

@@ -279,50 +279,6 @@ class _Processor:
     def __call__(self, image):
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-# %% ../../nbs/probe/02_target.ipynb #tffn
-def _transformers_parts(name):
-    from transformers import AutoConfig, AutoImageProcessor
-
-    name = _transformers_name(name)
-    with _downloading(repr(name)), no_code(repr(name)), _quiet():
-        model = _transformers_model(name, AutoConfig.from_pretrained(name, trust_remote_code=False))
-        _check_processor(name)
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    return {"model": _taking_images(name, model), "preprocess": _Processor(processor), "classes": _class_names(model)}
-
-
-def _transformers_name(name):
-    """A folder that has a configuration, or what may be a name on the hub. Errors: FileNotFoundError."""
-    folder, name = Path(name), str(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"no config.json in {name!r}, which the folder of a network of transformers has")
-    elif folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        near = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
-        nearest = difflib.get_close_matches(folder.name, near, n=1)
-        hint = f"did you mean {str(folder.parent / nearest[0])!r}?" if nearest else "a network on the hub is written 'owner/name'"
-        raise FileNotFoundError(f"no folder {name!r}; {hint}")
-    return name
-
-
-def _check_processor(name):
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
-        raise ValueError(f"no preprocessor_config.json in {name!r}, which says how images are prepared: save the image processor into it")
-
-
-@contextmanager
-def _quiet():
-    """transformers logs a table of the weights that it did not find; what matters of it is said or refused here."""
-    from transformers import logging
-
-    before = logging.get_verbosity()
-    try:
-        logging.set_verbosity_error()
-        yield
-    finally:
-        logging.set_verbosity(before)
-
 # %% ../../nbs/probe/02_target.ipynb #tfwhole
 def _transformers_model(name, config):
     """The network that the folder has all weights of: the class that it names, else the backbone in it. Errors: ValueError, one sentence."""
@@ -384,6 +340,50 @@ def _taking_images(name, model):
     for prefix in reversed(place.split(".") if place else ()):
         part = Renamed(prefix, part)
     return part
+
+# %% ../../nbs/probe/02_target.ipynb #tffn
+def _transformers_parts(name):
+    from transformers import AutoConfig, AutoImageProcessor
+
+    name = _transformers_name(name)
+    with _downloading(repr(name)), no_code(repr(name)), _quiet():
+        model = _transformers_model(name, AutoConfig.from_pretrained(name, trust_remote_code=False))
+        _check_processor(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return {"model": _taking_images(name, model), "preprocess": _Processor(processor), "classes": _class_names(model)}
+
+
+def _transformers_name(name):
+    """A folder that has a configuration, or what may be a name on the hub. Errors: FileNotFoundError."""
+    folder, name = Path(name), str(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"no config.json in {name!r}, which the folder of a network of transformers has")
+    elif folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        near = [other.name for other in folder.parent.iterdir() if other.is_dir()] if folder.parent.is_dir() else []
+        nearest = difflib.get_close_matches(folder.name, near, n=1)
+        hint = f"did you mean {str(folder.parent / nearest[0])!r}?" if nearest else "a network on the hub is written 'owner/name'"
+        raise FileNotFoundError(f"no folder {name!r}; {hint}")
+    return name
+
+
+def _check_processor(name):
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+        raise ValueError(f"no preprocessor_config.json in {name!r}, which says how images are prepared: save the image processor into it")
+
+
+@contextmanager
+def _quiet():
+    """transformers logs a table of the weights that it did not find; what matters of it is said or refused here."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_error()
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 # %% ../../nbs/probe/02_target.ipynb #f55056bd
 class _Libraries:
