@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .basics import cache_folder, check_columns, choose, name_list
+from .basics import check_columns, choose, name_list
 from .describe.clip_dissect import CLIPDissect
 from .describe.compositional import CompositionalExplanations
 from .describe.concepts import concept_set
@@ -166,7 +166,8 @@ class Workbench:
     @classmethod
     def demo(cls, store=None, pool=None):
         """The embedded world on the bench, with its models, its concept set and its labels; recorded once per machine."""
-        known, store = world(), store or cache_folder("recordings") / "world.zarr"
+        known = world()
+        store = store or known.store
         models = {name: getattr(known, name) for name in (*MODELS, "region_captioner", "region_encoder")}
         words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
         masks = {"annotations": known.annotations, "concept_labels": known.concept_labels}

@@ -1,5 +1,6 @@
 """The embedded world: scenes, pictures and masks agree; formulas and claims mean what they say; models load and are rebuilt."""
 import itertools
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -115,6 +116,22 @@ from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, worl
 @pytest.fixture(scope="module")
 def here():
     return world()
+
+
+def test_all_who_ask_share_a_world_and_its_recording(here, tmp_path, monkeypatch):
+    assert world() is here and World() is not here and here.store.is_relative_to(os.environ["NEURONBENCH_CACHE"])
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    assert world() is not here and world() is world() and world().store == tmp_path / "recordings" / "world.zarr"
+
+
+def test_a_world_records_its_images_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path))
+    few = World(scenes=12)
+    recording = few.recording
+    again = World(scenes=12).recording
+    assert recording is few.recording and recording.images is few.images and recording.target is few.target
+    assert again.fingerprint == recording.fingerprint and {path.name for path in few.store.iterdir() if path.is_dir()} == {recording.fingerprint}
+    np.testing.assert_array_equal(recording["layer3"], again["layer3"])
 
 
 def test_a_formula_is_read_from_left_to_right():

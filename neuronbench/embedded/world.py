@@ -8,12 +8,13 @@ __all__ = ['WEIGHTS', 'World', 'world', 'said_formula', 'means', 'formula_labels
 
 # %% ../../nbs/embedded/01_world.ipynb #da645624
 import itertools
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from ..basics import cache_folder
 from .drawing.annotations import scene_annotations
 from .drawing.captions import simplified
 from .training.chat import summary_request
@@ -49,6 +50,18 @@ class World:
     def target(self):
         """The network under study: a `Target` with the layers conv1, layer1, layer2, layer3 and fc."""
         return load_target(self.weights / "target")
+
+    @property
+    def store(self) -> Path:
+        """Where the recording is kept: a zarr store in the cache."""
+        return cache_folder("recordings") / "world.zarr"
+
+    @cached_property
+    def recording(self):
+        """The `Recording` of the target on the images: made once (half a minute), then read from `store`."""
+        from neuronbench.probe.recording import record
+
+        return record(self.target, self.images, store=self.store, progress=False)
 
     @cached_property
     def clip(self):
@@ -139,8 +152,13 @@ class World:
 
 
 def world() -> World:
-    """The embedded world with its shipped weights."""
-    return World()
+    """The embedded world with its shipped weights: one object for all who ask, its models loaded once. Change nothing in it; `World()` is one of your own."""
+    return _world_of_cache(cache_folder())
+
+
+@cache
+def _world_of_cache(folder):
+    return World()  # its recording is read from this folder
 
 # %% ../../nbs/embedded/01_world.ipynb #saidcode
 def said_formula(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..basics import cache_folder, check_columns, choose, name_list
+from ..basics import check_columns, choose, name_list
 from ..describe.clip_dissect import CLIPDissect
 from ..describe.compositional import CompositionalExplanations
 from ..describe.describe_and_dissect.method import DescribeAndDissect
@@ -190,7 +190,7 @@ def leaderboard(
 ) -> pd.DataFrame:
     """One row for each method, measure and kind of unit, see `answer_values` and `summed_up`; `.attrs["failures"]` as in `unit_answers`. Errors: those of `unit_answers`."""
     if recording is None:
-        recording = record(world.target, world.images, store=cache_folder("recordings") / "world.zarr")
+        recording = record(world.target, world.images, store=world.store)
     answers = unit_answers(world, recording, world_methods(world) if methods is None else methods)
     board = summed_up(answer_values(recording, answers, world_measures(world) if measures is None else measures))
     board.attrs["failures"] = answers.attrs["failures"]

@@ -24,7 +24,7 @@ from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.describe.describe_and_dissect.prompts import Prompts
 from neuronbench.describe.describe_and_dissect.scoring import SCORINGS, topk_squared_image_products
 from neuronbench.embedded.training.target import load_target
-from neuronbench.embedded.world import WEIGHTS
+from neuronbench.embedded.world import WEIGHTS, World
 from neuronbench.foundation import clip as clip_module
 from neuronbench.foundation import local_chat
 from neuronbench.foundation.clip import CLIP
@@ -42,7 +42,7 @@ def empty_caches():
 
 def tools(world):
     """The world's tools, loaded anew so that none remembers an answer."""
-    fresh = nb.world()
+    fresh = World()
     method = DescribeAndDissect(fresh.captioner, fresh.chat, fresh.painter, fresh.clip)
     for tool in (method.captioner, method.chat, method.painter, method.clip):
         tool.fingerprint  # read once, as in any longer session
