@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..basics import clean_text, content_key
 from .descriptions import chosen_units, joined_frames, kept, layer_reasons, trace_frame
-from .describe_and_dissect.trace import _show, _wrapped
+from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.clip import warn_of_concepts
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
@@ -230,16 +230,10 @@ def _cropped(images, position, activation_map, share):
 # %% ../../nbs/describe/11_falcon.ipynb #615f234b
 def plot_falcon(trace: FALCONTrace):
     """A matplotlib figure of a trace: see `FALCONTrace.plot`."""
-    import matplotlib.pyplot as plt
-
     columns = max(2, len(trace.exemplars), len(trace.counterfactuals))
-    size = {"figsize": (0.95 * columns, 5), "dpi": 72, "layout": "constrained"}
-    figure = plt.figure(**size)
-    plt.close(figure)  # it is shown where it is returned to, and only there
+    figure = new_figure(0.95 * columns, 5)
     above, below = figure.subfigures(2, height_ratios=(3, 2))
-    grid = above.subplots(2, columns, squeeze=False)
-    for axis in grid.flat:
-        axis.axis("off")
+    grid = picture_axes(above, 2, columns)
     _plot_row(grid[0], trace.crops, trace.exemplars, trace.captions, "exemplars")
     shown = [trace.images[image] for image in trace.counterfactuals.image]
     _plot_row(grid[1], shown, trace.counterfactuals, trace.counterfactual_captions, "counterfactuals")
@@ -252,8 +246,7 @@ def _plot_row(axes, pictures, rows, captions, name):
     """A row of pictures, each with its activation and its best caption."""
     best = captions.drop_duplicates("image").set_index("image").caption
     for axis, picture, image, activation in zip(axes, pictures, rows.image, rows.activation):
-        _show(axis, picture, f"{activation:.2f}\n{_wrapped(best[image], 17)}")
-        axis.axis("on")
+        show_picture(axis, picture, f"{activation:.2f}\n{wrapped(best[image], 17)}")
     axes[0].set_ylabel(name, fontsize=7)
 
 

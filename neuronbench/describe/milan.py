@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..basics import choose, content_key
 from .descriptions import chosen_units, finite_units, joined_frames, kept, layer_reasons, trace_frame
-from .describe_and_dissect.trace import _show, _wrapped
+from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.region_captioner import load_published
 from ..probe.recording import check_images
 from ..probe.regions import exemplar_regions, region_features
@@ -81,17 +81,13 @@ class MILANTrace:
 
 def plot_regions(trace: MILANTrace):
     """A matplotlib figure of a trace: see `MILANTrace.plot`."""
-    import matplotlib.pyplot as plt
-
     regions, columns = trace.regions, 8
     rows = -(-max(1, len(regions.pictures)) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.35 * rows + 0.4), dpi=72, squeeze=False, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
-    for axis in grid.flat:
-        axis.axis("off")
+    figure = new_figure(1.15 * columns, 1.35 * rows + 0.4)
+    grid = picture_axes(figure, rows, columns)
     for axis, picture, mask, activation in zip(grid.flat, regions.pictures, regions.masks, regions.activations):
-        _show(axis, np.asarray(picture) / 255 * np.where(mask, 1, 0.3)[..., None], f"{activation:.2f}")
-    figure.suptitle(_wrapped(f"unit {trace.unit} of {trace.layer!r}: {trace.reason or trace.description}", 100), fontsize=8, parse_math=False)
+        show_picture(axis, np.asarray(picture) / 255 * np.where(mask, 1, 0.3)[..., None], f"{activation:.2f}")
+    figure.suptitle(wrapped(f"unit {trace.unit} of {trace.layer!r}: {trace.reason or trace.description}", 100), fontsize=8, parse_math=False)
     return figure
 
 # %% ../../nbs/describe/10_milan.ipynb #mil08

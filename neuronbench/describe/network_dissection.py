@@ -16,6 +16,7 @@ import torch
 
 from ..basics import content_key
 from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons
+from ..pictures import new_figure, picture_axes, show_picture
 from ..probe.masks import Annotated, ConceptMasks, Segmented, concept_names, mask_batches, packed, unit_masks
 from ..probe.recording import check_images
 from ..probe.seen import Seen
@@ -241,20 +242,15 @@ def plot_dissection(
     k: int = 8,  # exemplars to show
 ):
     """A matplotlib figure of a trace: see `DissectionTrace.plot`."""
-    import matplotlib.pyplot as plt
-
     count = max(1, min(k, len(trace.images)))
-    figure, [axes] = plt.subplots(1, count, figsize=(1.3 * count, 1.6), dpi=72, squeeze=False, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
-    for axis in axes:
-        axis.axis("off")
+    figure = new_figure(1.3 * count, 1.6)
+    axes = picture_axes(figure, 1, count)[0]
     for rank, (axis, image, active) in enumerate(zip(axes, trace.images, trace.active)):
         picture = np.asarray(image.resize(active.shape[::-1]), np.float32) / 255
-        axis.imshow(picture * np.where(active, 1, 0.35)[..., None])
+        show_picture(axis, picture * np.where(active, 1, 0.35)[..., None], f"{trace.exemplars.activation[rank]:.2f}")
         outline = trace.mask(rank, trace.concepts.index[0])
         if not trace.reason and outline.any() and not outline.all():
             axis.contour(outline, [0.5], colors="yellow", linewidths=0.8)
-        axis.set_title(f"{trace.exemplars.activation[rank]:.2f}", fontsize=7, pad=2)
     figure.suptitle(repr(trace), fontsize=8, parse_math=False)
     return figure
 
@@ -271,12 +267,12 @@ def plot_detectors(
     found: pd.DataFrame,  # what `NetworkDissection.explain` gives
 ):
     """A matplotlib figure: for each layer a bar per concept that units detect, as high as there are units, coloured by category."""
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     layers = list(dict.fromkeys(found.layer))
     colours = {category: f"C{number % 10}" for number, category in enumerate(found[found.detector].category.unique())}
-    figure, grid = plt.subplots(max(1, len(layers)), 1, figsize=(9, 2.4 * max(1, len(layers))), dpi=80, squeeze=False, layout="constrained")
-    plt.close(figure)
+    figure = new_figure(9, 2.4 * max(1, len(layers)), dpi=80)
+    grid = figure.subplots(max(1, len(layers)), 1, squeeze=False)
     for axis, layer in zip(grid[:, 0], layers):
         counts = found[found.detector & (found.layer == layer)].value_counts(["category", "concept"]).reset_index()
         counts = counts.sort_values(["category", "count"], ascending=[True, False], kind="stable")
@@ -284,6 +280,6 @@ def plot_detectors(
         axis.set_xticks(range(len(counts)), counts.concept, rotation=90, fontsize=7, parse_math=False)
         axis.set_ylabel("units")
         axis.set_title(f"{layer}: {len(counts)} unique detectors, {counts['count'].sum()} of {(found.layer == layer).sum()} units", fontsize=8, parse_math=False)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, label=category) for category, colour in colours.items()]
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=category) for category, colour in colours.items()]
     figure.legend(handles=handles, fontsize=7, ncols=8, loc="outside lower center", frameon=False)
     return figure

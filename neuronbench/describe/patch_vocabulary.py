@@ -23,6 +23,7 @@ from .describe_and_dissect.candidates import _REFUSAL, cleaned, in_parts, writte
 from .descriptions import chosen_units, describe_frame, guarded, joined_frames, layer_reasons, unguarded
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
+from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
@@ -284,23 +285,17 @@ class PatchTrace:
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #68fd312f
 def _plot_trace(trace, phrases=8):
-    import matplotlib.pyplot as plt
-
     columns = max(1, len(trace.patches))
-    figure, axes = plt.subplot_mosaic([[f"patch {number}" for number in range(columns)], ["scores"] * columns], figsize=(max(5, columns), 3.2),
-                                      height_ratios=(1, 1.3), dpi=72, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
-    for number, axis in enumerate(list(axes.values())[:-1]):
-        axis.axis("off")
-        if trace.patches:
-            axis.imshow(trace.patches[number].image)
-            axis.set_title(f"{trace.classes[number][:14]}\n{trace.patches[number].activation:.2f}", fontsize=7, pad=2, parse_math=False)
-    best = trace.scores.head(phrases)
-    axes["scores"].barh(range(len(best)), best.score)
-    axes["scores"].set_yticks(range(len(best)), [f"{row.phrase[:30]} ({row.classes[:40]})" for row in best.itertuples()], fontsize=7, parse_math=False)
-    axes["scores"].invert_yaxis()
-    axes["scores"].set_xlabel("mean cosine with the patches", fontsize=7)
-    figure.suptitle(repr(trace)[:100], fontsize=8, parse_math=False)
+    figure = new_figure(max(5, columns), 3.2)
+    above, below = figure.subfigures(2, height_ratios=(1, 1.3))
+    for axis, patch, name in zip(picture_axes(above, 1, columns)[0], trace.patches, trace.classes):
+        show_picture(axis, patch.image, f"{wrapped(name, 14, 1)}\n{patch.activation:.2f}")
+    best, scores = trace.scores.head(phrases), below.subplots()
+    scores.barh(range(len(best)), best.score)
+    scores.set_yticks(range(len(best)), [f"{wrapped(row.phrase, 30, 1)} ({wrapped(row.classes, 40, 1)})" for row in best.itertuples()], fontsize=7, parse_math=False)
+    scores.invert_yaxis()
+    scores.set_xlabel("mean cosine with the patches", fontsize=7)
+    figure.suptitle(wrapped(repr(trace), 100, 1), fontsize=8, parse_math=False)
     return figure
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #561777a1

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..basics import check_columns, choose
 from .measure import Measure, first_descriptions
+from ..pictures import new_figure
 from ..probe.hooks import Hook, first_tensor, one_at_a_time
 from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
@@ -419,11 +420,8 @@ class Ablation:
 
 
 def _plot_drops(largest, layer):
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 0.8 + 0.28 * len(largest)), dpi=80, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
-    places = range(len(largest))
+    figure, places = new_figure(6, 0.8 + 0.28 * len(largest), dpi=80), range(len(largest))
+    axis = figure.subplots()
     axis.barh(places, largest.after, color="0.8", label="accuracy without the unit")
     axis.barh(places, largest["drop"], left=largest.after, color="tab:red", label="drop")
     axis.set_yticks(places, [f"unit {row.unit}: {row[2]}" for row in largest.itertuples()], parse_math=False)

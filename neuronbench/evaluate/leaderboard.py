@@ -29,6 +29,7 @@ from .agreement import Agreement, text_cosine
 from .faithfulness import Faithfulness
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, summary
 from .synthesis import Synthesis
+from ..pictures import new_figure
 from ..probe.recording import Recording, record
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board06c
@@ -218,11 +219,9 @@ def plot_leaderboard(
     board: pd.DataFrame,  # from `leaderboard`
 ):
     """A matplotlib figure: for each kind of unit, a bar for the share of each method that is right, and a mark for what other measures say. Errors: those of `wide_table`."""
-    import matplotlib.pyplot as plt
-
     order = wide_table(board).index[::-1]
-    figure, axes = plt.subplots(1, len(UNIT_KINDS), figsize=(11, 1 + 0.28 * len(order)), dpi=80, sharey=True, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
+    figure = new_figure(11, 1 + 0.28 * len(order), dpi=80)
+    axes = figure.subplots(1, len(UNIT_KINDS), sharey=True)
     for axis, kind in zip(axes, UNIT_KINDS):
         own = board[board.kind == kind]
         means = own.pivot(index="method", columns="measure", values="mean").loc[order]

@@ -18,6 +18,7 @@ from pandas.api.types import is_numeric_dtype
 
 from ..basics import check_columns
 from ..describe.descriptions import chosen_units
+from ..pictures import new_figure
 from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea06
@@ -153,12 +154,10 @@ def plot_comparison(
     comparison: pd.DataFrame,  # columns measure, method, mean, low, high, from `summary`
 ) -> Figure:
     """A panel for each measure, a dot with its interval for each method. Errors: those of `check_columns`."""
-    import matplotlib.pyplot as plt
-
     check_columns(comparison, ("measure", "method", "mean", "low", "high"), "means")
     measures, methods = list(dict.fromkeys(comparison.measure)), list(dict.fromkeys(comparison.method))
-    figure, axes = plt.subplots(1, len(measures), figsize=(2.6 * len(measures) + 2, 0.3 * len(methods) + 1), dpi=90, sharey=True, squeeze=False, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
+    figure = new_figure(2.6 * len(measures) + 2, 0.3 * len(methods) + 1, dpi=90)
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)
     for axis, measure in zip(axes[0], measures):
         rows = comparison[comparison.measure == measure].set_index("method").reindex(methods)
         spread = np.nan_to_num([rows["mean"] - rows.low, rows.high - rows["mean"]]).clip(0)

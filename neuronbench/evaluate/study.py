@@ -6,7 +6,6 @@
 __all__ = ['contact_sheet', 'Study', 'valid_responses', 'rating_table', 'rater_agreement', 'plot_ratings', 'read_responses']
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu02
-import io
 import json
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,6 +18,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from ..basics import check_columns, clean_name, clean_text, name_list
 from .measure import described_units
 from .answers import FILE, STATEMENT, is_half, opened, study_file, write_study
+from ..pictures import jpeg, new_figure
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 
@@ -37,12 +37,6 @@ def contact_sheet(
     for number, picture in enumerate(pictures):
         sheet.paste(picture.resize((_SIDE, _SIDE)), ((number % _ROW) * (_SIDE + _GAP), (number // _ROW) * (_SIDE + _GAP)))
     return sheet
-
-
-def _jpeg(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu12
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ def _questions(given, recording, k, pool):
             if not shown:  # a unit that is finite on no image
                 continue
             said = rows[rows.unit == unit].groupby("description", sort=False).method.agg(list).to_dict()
-            found.append((layer, int(unit), _jpeg(contact_sheet(shown)), said))
+            found.append((layer, int(unit), jpeg(contact_sheet(shown)), said))
     return found
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu21a
@@ -191,12 +185,10 @@ def plot_ratings(
     table: pd.DataFrame,  # from `rating_table`
 ):
     """A matplotlib figure: mean ratings with standard errors, and how often each method is picked, by layer. Errors: those of `check_columns`."""
-    import matplotlib.pyplot as plt
-
     check_columns(table, ("layer", "method", "mean", "error", "picked"), "mean ratings")
     layers, methods = list(dict.fromkeys(table.layer)), list(dict.fromkeys(table.method))
-    figure, axes = plt.subplots(1, 2, figsize=(3 + 1.5 * len(layers), 2.6), dpi=80, layout="constrained")
-    plt.close(figure)  # it is shown where it is returned to, and only there
+    figure = new_figure(3 + 1.5 * len(layers), 2.6, dpi=80)
+    axes = figure.subplots(1, 2)
     width, places = 0.8 / len(methods), np.arange(len(layers))
     for number, method in enumerate(methods):
         rows = table[table.method == method].set_index("layer").reindex(layers)

@@ -6,8 +6,6 @@
 __all__ = ['CAPTION_PROMPT', 'Captioner', 'ConceptCaptioner', 'ChatCaptioner']
 
 # %% ../../nbs/foundation/05_captioner.ipynb #4f34bb49
-import base64
-import io
 import warnings
 from functools import cached_property
 
@@ -18,6 +16,7 @@ from ..basics import ContentStore, best_device, cache_folder, clean_text, conten
 from .chat import Request
 from .clip import image_keys, loaded_ahead, warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
+from ..pictures import data_url, png
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
 CAPTION_PROMPT = "Describe this image in one short sentence."
@@ -226,8 +225,5 @@ class ChatCaptioner:
         return [text or None for text in texts]
 
     def _request(self, image):
-        png = io.BytesIO()
-        image.save(png, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-        parts = [{"type": "text", "text": self.prompt}, {"type": "image_url", "image_url": {"url": url}}]
+        parts = [{"type": "text", "text": self.prompt}, {"type": "image_url", "image_url": {"url": data_url(png(image), "png")}}]
         return Request(({"role": "user", "content": parts},), temperature=0.0)

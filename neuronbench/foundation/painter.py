@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..basics import ContentStore, best_device, cache_folder, content_key
 from .hub import dtype_of, loading, part_key
+from ..pictures import png
 
 # %% ../../nbs/foundation/04_painter.ipynb #6035276e
 def few_steps(
@@ -52,9 +53,7 @@ def _kept(
     """The image as PNG; nothing for one that is black or flagged."""
     if flagged or image.convert("RGB").getbbox() is None:  # the box of what is not black
         return b""
-    png = io.BytesIO()
-    image.save(png, "PNG")
-    return png.getvalue()
+    return png(image)
 
 
 def _is_whole(png):

@@ -6,7 +6,6 @@
 __all__ = ['static_page', 'described_in_parts', 'CompareState', 'Compare']
 
 # %% ../../nbs/widgets/08_compare.ipynb #b04e9cac
-import base64
 import functools
 import html
 import inspect
@@ -17,8 +16,9 @@ import traitlets
 from ..basics import clean_text, readable_number, replacing
 from ..describe.comparison import answers_of, best_descriptions, table_rows, truth_of
 from ..describe.descriptions import COLUMNS, chosen_units, guarded
+from ..pictures import data_url, jpeg
 from ..probe.seen import Seen
-from .browser import check_descriptions, jpeg
+from .browser import check_descriptions
 from .files import joined
 from .grid import pooling_of
 from .tuner import Tuner, chosen_numbers, imports, written
@@ -48,7 +48,7 @@ def _answer_cell(answer):
 
 
 def _page_row(row, pictures, with_truth):
-    shown = "".join(f'<img alt="exemplar {i + 1}" src="data:image/jpeg;base64,{base64.b64encode(one).decode()}"> ' for i, one in enumerate(pictures))
+    shown = "".join(f'<img alt="exemplar {i + 1}" src="{data_url(picture)}"> ' for i, picture in enumerate(pictures))
     truth = f"<td>{html.escape(row['truth'] or '')}</td>" if with_truth else ""
     cells = "".join(map(_answer_cell, row["answers"]))
     return f'<tr class="{"differ" if row["disagree"] else "agree"}"><th>{row["unit"]}</th><td class="pictures">{shown}</td>{truth}{cells}</tr>'

@@ -13,10 +13,10 @@ import functools
 import numpy as np
 import traitlets
 
+from ..pictures import jpeg, new_figure, picture_axes, show_picture, small_png
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
-from .browser import jpeg, small_png
 from .files import joined
 from .grid import map_colours, names_of, pooling_of
 from .tuner import Tuner, imports, written
@@ -75,17 +75,13 @@ def crops_figure(
     title: str,
 ):
     """The exemplars with their masks and boxes as a matplotlib Figure."""
-    from matplotlib.figure import Figure
-
     rows = max(-(-len(pictures) // 5), 1)
-    figure = Figure(figsize=(7.4, 1.5 * rows + 0.4), layout="tight")
+    figure = new_figure(7.4, 1.5 * rows + 0.4)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, parse_math=False)
-    for i, (picture, one) in enumerate(zip(pictures, steps)):
-        axes = figure.add_subplot(rows, 5, i + 1)
-        axes.imshow(picture if one is None else np.where(one.mask[..., None], picture, np.asarray(picture) * 0.45).astype(np.uint8))
+    for axes, picture, one in zip(picture_axes(figure, rows, 5).flat, pictures, steps):
+        show_picture(axes, picture if one is None else np.where(one.mask[..., None], picture, np.asarray(picture) * 0.45).astype(np.uint8))
         for colour, (left, top, right, bottom) in zip(BOXES * 2, [] if one is None else one.boxes):
             axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, linewidth=1.5)
-        axes.set_axis_off()
     return figure
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #d46672d8

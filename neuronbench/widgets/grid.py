@@ -10,7 +10,6 @@ __all__ = ['TYPEFACES', 'PICTURE', 'WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'IN
 
 # %% ../../nbs/widgets/01_grid.ipynb #cfaf2d02
 import bisect
-import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from ..basics import choose, readable_number
 from ..describe.comparison import descriptions_of
+from ..pictures import new_figure, wrapped
 from ..probe.exemplars import exemplars
 from ..probe.recording import same_images
 from ..probe.seen import Seen
@@ -146,7 +146,7 @@ class Lettering:
     def lines(self, text, room, size, **style):
         """The text broken into lines of at most `room` inches."""
         for letters in range(160, 4, -2):
-            lines = textwrap.wrap(" ".join(str(text).split()), letters)
+            lines = wrapped(text, letters, lines=None).splitlines()
             if max((self.width(line, size, **style) for line in lines), default=0) <= room:
                 break
         return lines
@@ -265,12 +265,9 @@ def card(
 
     Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError where `images` are not those of the recording.
     """
-    import matplotlib.pyplot as plt
-
     shown = evidence(recording, layer, unit, k, pool=pool)
     pictures = exemplar_pictures(Seen(same_images(recording, images), recording.target), shown, opacity, threshold)
-    figure = plt.figure(figsize=(WIDTH, 1), dpi=120, facecolor="white")
-    plt.close(figure)  # the caller shows it; pyplot must not show it a second time
+    figure = new_figure(WIDTH, 1, dpi=120, layout=None)
     lettering = Lettering(figure)
     lines = head_lines(lettering, descriptions_of(descriptions, layer, unit))
     rows = -(-len(pictures) // COLUMNS)

@@ -6,8 +6,6 @@
 __all__ = ['unit_strip', 'versions', 'method_settings', 'write_report']
 
 # %% ../../nbs/widgets/11_report.ipynb #rep02
-import base64
-import io
 import re
 import sys
 from dataclasses import fields
@@ -21,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from ..basics import check_columns, clean_text, content_key, readable_number, replacing
 from ..evaluate.measure import constant_wins, plot_comparison
+from ..pictures import data_url, figure_png, jpeg
 from ..probe.regions import exemplar_regions
 from .files import HERE
 from ..describe.comparison import best_descriptions, clean_descriptions
@@ -42,13 +41,6 @@ def unit_strip(
         strip.paste(Image.fromarray(lit.astype(np.uint8)).resize((_SIDE, _SIDE)), (left, 0))
         draw.text((left + _SIDE // 2, _SIDE + _BELOW // 2), readable_number(float(activation)), fill="#66788a", anchor="mm")
     return strip
-
-
-def _data_url(image, kind):
-    """The image as text that HTML shows without a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=82)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 # %% ../../nbs/widgets/11_report.ipynb #rep09
 _LIBRARIES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "sentence-transformers", "numpy", "pandas", "scipy", "scikit-learn")
@@ -111,7 +103,7 @@ def write_report(
     shown = [shown for layer, rows in descriptions.groupby("layer", sort=False) for shown in _shown_units(recording, layer, rows, best, k, quantile, pool)]
     parts = {"comparison": [], "comparison_figure": "", "constants": []}
     if comparison is not None and len(comparison):
-        parts = {"comparison": _compared(comparison), "comparison_figure": _figure_url(plot_comparison(comparison)), "constants": _constants(comparison)}
+        parts = {"comparison": _compared(comparison), "comparison_figure": data_url(figure_png(plot_comparison(comparison)), "png"), "constants": _constants(comparison)}
     told = {"recording": _recorded(recording), **(settings or {}), "versions": versions()}
     page = _template().render(
         title=title, written=f"NeuronBench {metadata.version('neuronbench')}, {date.today().isoformat()}", summary=_summary(recording, descriptions),
@@ -133,12 +125,6 @@ def _template():
     import jinja2
 
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string((HERE / "report.html").read_text(encoding="utf-8"))
-
-
-def _figure_url(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return _data_url(Image.open(buffer), "PNG")
 
 # %% ../../nbs/widgets/11_report.ipynb #rep14
 def _summary(recording, descriptions):
@@ -188,5 +174,5 @@ def _shown_unit(regions, said):
     strip = unit_strip(regions) if len(regions.pictures) else None
     rows = [(row.method, row.description, readable_number(row.score)) for row in said.itertuples()]
     find = " ".join([regions.layer, str(regions.unit), *said.description]).lower()
-    size = {"strip": _data_url(strip, "JPEG"), "width": strip.width, "height": strip.height} if strip else {"strip": ""}
+    size = {"strip": data_url(jpeg(strip, quality=82)), "width": strip.width, "height": strip.height} if strip else {"strip": ""}
     return {"layer": regions.layer, "unit": regions.unit, "rows": rows, "find": find, **size}

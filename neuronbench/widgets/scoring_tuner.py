@@ -16,8 +16,8 @@ import traitlets
 from ..basics import choose, readable_number
 from ..describe.describe_and_dissect.prompts import Prompts
 from ..describe.describe_and_dissect.scoring import SCORINGS, candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
+from ..pictures import jpeg, small_png
 from ..probe.crops import CropSettings
-from .browser import jpeg, small_png
 from .files import joined
 from .tuner import Tuner, method_call
 

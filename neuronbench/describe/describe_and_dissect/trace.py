@@ -17,6 +17,7 @@ from .augmentation import Augmented
 from .candidates import Candidates
 from .scoring import SCORINGS, painted_ranks, scoring_name
 from .selection import Painted, Studio, distinct_labels, ranked
+from ...pictures import new_figure, picture_axes, show_picture, wrapped
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #0181c908
 @dataclass(frozen=True)
@@ -148,32 +149,14 @@ class Trace:
         return f"Trace of unit {self.unit} of {self.layer!r}: {outcome}"
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #39acb73e
-def _show(axis, image, title=""):
-    axis.imshow(image)
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=6, pad=2, parse_math=False)
-
-
-def _wrapped(text, width):
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width)[:4])
-
-
 def plot_trace(trace: Trace):
     """A matplotlib figure of a trace: see `Trace.plot`."""
-    import matplotlib.pyplot as plt
-
     rows = [] if trace.painted is None else [name for name in trace.scores.candidate if name in trace.painted_images][:6]
     columns = max(2, len(trace.augmented.images), trace.studio.count if rows else 0)
-    size = {"figsize": (1.1 * columns, 1.6 + 1.2 * len(rows)), "dpi": 72, "layout": "constrained"}
-    figure, grid = plt.subplots(1 + len(rows), columns, squeeze=False, **size)
-    plt.close(figure)  # it is shown where it is returned to, and only there
-    for axis in grid.flat:
-        axis.axis("off")
+    figure = new_figure(1.1 * columns, 1.6 + 1.2 * len(rows))
+    grid = picture_axes(figure, 1 + len(rows), columns)
     for axis, image, shown, caption in zip(grid[0], trace.augmented.images, trace.augmented.chosen.itertuples(), trace.found.captions):
-        _show(axis, image, f"{'crop, ' if shown.box else ''}{shown.activation:.2f}\n{_wrapped(caption, 18)}")
-        axis.axis("on")
+        show_picture(axis, image, f"{'crop, ' if shown.box else ''}{shown.activation:.2f}\n{wrapped(caption, 18)}")
     for axes, candidate in zip(grid[1:], rows):
         _plot_candidate(axes, trace, candidate)
     figure.suptitle(repr(trace), fontsize=8, parse_math=False)
@@ -184,26 +167,24 @@ def _plot_candidate(axes, trace, candidate):
     activations = trace.painted.activations[trace.found.candidates.index(candidate)]
     order = np.argsort(-activations, kind="stable")[: len(trace.painted_images[candidate])]
     for axis, position in zip(axes, order):
-        _show(axis, trace.painted_images[candidate][position], f"{activations[position]:.2f}")
-        axis.axis("on")
+        show_picture(axis, trace.painted_images[candidate][position], f"{activations[position]:.2f}")
     score = trace.scores.set_index("candidate").score[candidate]
-    axes[0].set_ylabel(f"{_wrapped(candidate, 14)}\n{score:.3g}", fontsize=7, parse_math=False)
+    axes[0].set_ylabel(f"{wrapped(candidate, 14)}\n{score:.3g}", fontsize=7, parse_math=False)
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #b3f506b4
 def plot_crops(augmented: Augmented):
     """A matplotlib figure: map, mask and boxes of each exemplar; only the exemplars where there are no crops."""
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     steps = augmented.crop_steps
-    size = {"figsize": (max(2, len(augmented.exemplars)), 3.2 if steps else 1.4), "dpi": 70, "layout": "constrained"}
-    figure, grid = plt.subplots(3 if steps else 1, max(1, len(augmented.exemplars)), squeeze=False, **size)
-    plt.close(figure)
+    figure = new_figure(max(2, len(augmented.exemplars)), 3.2 if steps else 1.4)
+    grid = picture_axes(figure, 3 if steps else 1, len(augmented.exemplars))
     for axis, image in zip(grid[-1], augmented.exemplars):
-        _show(axis, augmented.pictures[int(image)])
+        show_picture(axis, augmented.pictures[int(image)])
     for column, one in zip(grid.T, steps):
-        _show(column[0], one.scaled)
-        _show(column[1], one.mask, f"above {one.threshold:.0f}")
+        show_picture(column[0], one.scaled)
+        show_picture(column[1], one.mask, f"above {one.threshold:.0f}")
         for left, top, right, bottom in one.boxes:
-            column[2].add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="red"))
+            column[2].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="red"))
     figure.suptitle(augmented.note, fontsize=8)
     return figure
