@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from ..basics import choose, clean_text, content_key, replacing
-from .describe_and_dissect.candidates import _REFUSAL, cleaned, in_parts, written_lines
+from .describe_and_dissect.candidates import cleaned, in_parts, is_refusal, written_lines
 from .descriptions import chosen_units, describe_frame, guarded, joined_frames, layer_reasons, unguarded
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
@@ -178,7 +178,7 @@ class ClassVocabulary:
 def _understood(name, answer):
     """The `ClassVocabulary` in an `Answer`."""
     phrases, problem = phrases_of(answer.text), answer.error
-    if not problem and _REFUSAL.match(cleaned(answer.text)):
+    if not problem and is_refusal(cleaned(answer.text)):
         phrases, problem = (), f"a refusal: {answer.text.strip()[:60]!r}"
     if not problem and not phrases:
         problem = f"the answer names no feature: {answer.text.strip()[:60]!r}"
