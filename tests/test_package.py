@@ -53,3 +53,50 @@ def test_a_file_imports_only_from_floors_below_its_own(path):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     for theirs, *_ in _imports(path):
         assert theirs in (own, "basics") or FLOORS[theirs] < FLOORS[own], f"{path.name} ({own}) imports from {theirs}"
+
+
+def _private(name):
+    return name.startswith("_") and not name.endswith("_")  # Python's and Jupyter's own names, such as _repr_html_, end so
+
+
+def _private_names(tree):
+    """The underscored names that a file defines: functions, classes, variables, and attributes of its own objects."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            name = node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) in ("self", "cls"):
+            name = node.attr
+        else:
+            continue
+        if _private(name):
+            yield name
+
+
+TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py")) if not path.name.startswith("_")}
+PRIVATE = {path: set(_private_names(tree)) for path, tree in TREES.items()}
+
+
+def _borrowed(path):
+    """The underscored names that a file takes from another one of the package: imported, or as an attribute of a module or of an object."""
+    others = set().union(*(names for other, names in PRIVATE.items() if other != path)) - PRIVATE[path]
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("neuronbench")):
+            yield from (alias.name for alias in node.names if _private(alias.name))
+        elif isinstance(node, ast.Attribute) and node.attr in others:
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_underscored_name_crosses_a_file(path):
+    assert not list(_borrowed(path))
+
+
+def test_a_borrowed_name_is_found(monkeypatch, tmp_path):
+    lender, borrower = tmp_path / "lender.py", tmp_path / "borrower.py"
+    code = "from .lender import _tool, tool\nfrom torch.nn import _other\ntool._mark = 1\nself._own = tool._elsewhere"
+    monkeypatch.setitem(TREES, borrower, ast.parse(code))
+    monkeypatch.setitem(PRIVATE, borrower, set(_private_names(TREES[borrower])))
+    monkeypatch.setitem(PRIVATE, lender, set(_private_names(ast.parse("def _tool(self):\n    self._mark = 1"))))
+    assert list(_borrowed(borrower)) == ["_tool", "tool._mark"] and PRIVATE[borrower] == {"_own"}
