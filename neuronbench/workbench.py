@@ -39,6 +39,7 @@ from .probe.recording import check_parts, record
 from .widgets.browser import browse
 from .widgets.grid import card
 from .widgets.report import method_settings, write_report
+from .words import same_meaning
 from .widgets.tuners import tune
 
 # %% ../nbs/02_workbench.ipynb #d88d9e5b
@@ -152,12 +153,13 @@ class Workbench:
         region_captioner=None,  # RegionCaptioner for MILAN
         region_encoder=None,  # the StageFeatures that it was trained with
         truth=None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
+        same=same_meaning,  # the rule they are marked by: `SameMeaning` with a field's synonyms
         **models,  # clip, captioner, chat, painter; those that are missing are the ones in `MODELS`
     ):
         check_parts(target, images)
         for name in models:
             choose(name, MODELS, "model")
-        self.target, self.images, self.store, self.truth = target, images, store, truth
+        self.target, self.images, self.store, self.truth, self.same = target, images, store, truth, same
         self.pool = pool and tuple(choose(name, POOLINGS, "pooling") for name in ([pool] if isinstance(pool, str) else pool))
         words = {"concepts": concepts, "captions": captions, "vocabulary": vocabulary, "labels": concept_labels}
         self._held = {**words, "annotations": annotations, "region_captioner": region_captioner, "region_encoder": region_encoder, **models}
@@ -171,7 +173,7 @@ class Workbench:
         models = {name: getattr(known, name) for name in (*MODELS, "region_captioner", "region_encoder")}
         words = {"captions": known.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}, "concepts": known.concepts}
         masks = {"annotations": known.annotations, "concept_labels": known.concept_labels}
-        return cls(known.target, known.images, store, pool=pool, truth=known.truth, **words, **masks, **models)
+        return cls(known.target, known.images, store, pool=pool, truth=known.truth, same=known.same_meaning, **words, **masks, **models)
 
     @cached_property
     def recording(self):
@@ -282,7 +284,7 @@ class Workbench:
         """
         method = self.method("describe-and-dissect", **settings)
         chats, layer = {"Consensus": Consensus(), **(chats or {})}, layer or self.target.layers[-1]
-        return tune(method, self.recorded(layer, method.pool), self.images, layer, unit, self.truth, chats, scorings)
+        return tune(method, self.recorded(layer, method.pool), self.images, layer, unit, self.truth, chats, scorings, same=self.same)
 
     def report(self, path="neuronbench-report.html", layers=None, values=None, pool=None, **options):
         """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.

@@ -16,7 +16,7 @@ import neuronbench as nb
 
 from neuronbench.embedded.training.networks import network_annotations, network_formulas, wordings
 from neuronbench.embedded.drawing.scenes import CONCEPTS
-from neuronbench.embedded.world import means
+from neuronbench.embedded.world import World
 from neuronbench.foundation.region_captioner import (START, STOP, RegionCaptioner, Speaker, StageFeatures, load_published, masked_mean, split_words,
                                                      train_region_captioner, word_list, word_numbers)
 
@@ -115,7 +115,7 @@ def test_what_people_write_means_what_was_planted(number):
     for unit, formula in enumerate(network_formulas(number)):
         texts = wordings(formula, seed=unit)
         assert len(set(texts)) == 3
-        assert all(means(text, formula) for text in texts), (formula, texts)
+        assert all(World.same_meaning(text, formula) for text in texts), (formula, texts)
 
 
 def test_annotations_name_every_unit_three_times():

@@ -110,7 +110,7 @@ def test_a_data_set_is_known_without_drawing(monkeypatch):
 from neuronbench.embedded.training import clip as tools  # noqa: E402
 from neuronbench.embedded.training.target import evaluate_formula, formula_concepts  # noqa: E402
 from neuronbench.embedded.training.train_world import train_world  # noqa: E402
-from neuronbench.embedded.world import WEIGHTS, World, means, said_formula, world  # noqa: E402
+from neuronbench.embedded.world import WEIGHTS, World, world  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,8 @@ def test_an_unknown_concept_in_a_formula_names_the_nearest():
     ("", ""), ("things and areas", ""), ("not or without", ""), ("<b>boat</b>", "boat"), (", boat", ""), ("boat\x00", "boat"),
 ])
 def test_a_description_is_read_as_a_formula(text, formula):
-    assert said_formula(text) == formula
+    reading = World.same_meaning.reading(text)
+    assert reading == formula or not formula and not set(CONCEPTS) & set(reading.split())
 
 
 @pytest.mark.parametrize("text, formula, same", [
@@ -180,7 +181,7 @@ def test_a_description_is_read_as_a_formula(text, formula):
     (" ".join(CONCEPTS), "boat", False), ("boat " * 100, "boat", True),
 ])
 def test_right_is_what_means_the_same(text, formula, same):
-    assert means(text, formula) is same
+    assert World.same_meaning(text, formula) is World.same_meaning(formula, text) is same
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -189,15 +190,15 @@ def test_what_people_write_of_a_formula_means_it(seed):
 
     formulas = network_formulas(seed)
     for number, formula in enumerate(formulas):
-        assert all(means(text, formula) for text in wordings(formula, number)), formula
-        assert means(formula.lower(), formula)
+        assert all(World.same_meaning(text, formula) for text in wordings(formula, number)), formula
+        assert World.same_meaning(formula.lower(), formula)
 
 
 def test_formulas_of_other_concepts_mean_something_else():
     from neuronbench.embedded.training.target import PLANTED
 
     for one, other in itertools.permutations(PLANTED, 2):
-        assert not means(one, other), (one, other)
+        assert not World.same_meaning(one, other), (one, other)
 
 
 def test_marks_leave_out_unknown_units_and_count_silence_as_wrong(here):

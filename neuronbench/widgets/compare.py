@@ -22,6 +22,7 @@ from .browser import check_descriptions
 from .files import joined
 from .grid import pooling_of
 from .tuner import Tuner, chosen_numbers, imports, written
+from ..words import SameMeaning, same_meaning
 
 # %% ../../nbs/widgets/08_compare.ipynb #6ad2df8c
 _STYLE = """
@@ -129,9 +130,10 @@ class Compare(CompareState):
         truth=None,  # DataFrame with layer, unit, description: the known meanings
         k=5,  # exemplars of each unit
         pool=None,  # the recorded pooling that ranks them; each layer's default if None
+        same: SameMeaning = same_meaning,  # the rule by which answers agree, and are right
     ):
         pooling_of(recording, layer or recording.layers[-1], pool)
-        self.truth, self._seen, self._reasons = truth, Seen(recording.images, recording.target), {}
+        self.truth, self.same, self._seen, self._reasons = truth, same, Seen(recording.images, recording.target), {}
         self.methods = {name: one for name, one in descriptions.items() if callable(one)}
         self.descriptions = {name: None if callable(one) else check_descriptions(one, recording) for name, one in descriptions.items()}
         self._pictures = functools.lru_cache(4096)(lambda layer, unit, pool: [self._thumbnail(i) for i in recording.top(layer, unit, k, pool)["image"]])
@@ -154,7 +156,7 @@ class Compare(CompareState):
             self.names = list(given)
             waiting = {(name, unit): "not run yet" for name, frame in self.descriptions.items() if frame is None for unit in self.units}
             known = truth_of(self.truth, self.layer)
-            self.rows = table_rows(answers_of(given, self.layer, self.units), self.units, known, {**self._reasons, **waiting})
+            self.rows = table_rows(answers_of(given, self.layer, self.units), self.units, known, {**self._reasons, **waiting}, self.same)
             self.runs = f"Run {', '.join(self.methods)}" if self.methods else ""
             self.code = self._call()
             self.message = ""
@@ -163,7 +165,7 @@ class Compare(CompareState):
         parts = [f"{name!r}: {written(self.methods[name], 'method', 4, self.model_names) if name in self.methods else 'descriptions'}" for name in self.names]
         lines = "".join(f"    {part},\n" for part in parts)
         needed = "\n".join(filter(None, ["from neuronbench.widgets.compare import Compare", imports(*self.methods.values())]))
-        rest = ", truth=truth" * (self.truth is not None) + (f", pool={self.pool!r}" if self.pool else "")
+        rest = ", truth=truth" * (self.truth is not None) + (f", pool={self.pool!r}" if self.pool else "") + ", same=same" * (self.same is not same_meaning)
         return f"{needed}\n\ncompare = Compare(recording, {{\n{lines}}}, {self.layer!r}, {list(self.units)!r}{rest})"
 
     def change_method(self, name: str, method):

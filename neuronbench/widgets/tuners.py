@@ -22,6 +22,7 @@ from .prompts_tuner import PromptsTuner
 from .scoring_tuner import ScoringTuner
 from .tuner import Tuner, method_call
 from .turns import TakesTurns
+from ..words import SameMeaning, same_meaning
 
 # %% ../../nbs/widgets/09_tuners.ipynb #9a873cb7
 TABS = ("Crops", "Prompts", "Scoring", "Compare")
@@ -43,12 +44,12 @@ class Tuners(TakesTurns, ipywidgets.VBox):
     layer = traitlets.Unicode(help="The layer on view.")
     unit = traitlets.Int(help="The unit on view.")
 
-    def __init__(self, method, recording, layer, unit, truth=None, chats=None, scorings=None, folder="prompts"):
+    def __init__(self, method, recording, layer, unit, truth=None, chats=None, scorings=None, folder="prompts", same: SameMeaning = same_meaning):
         settings = {} if method.crops is None else {"settings": method.crops}
         self.crops = CropsTuner(recording, layer, unit, **settings, k=method.exemplars, side=method.image_size, pool=method.pool)
-        self.prompts = PromptsTuner(method, recording, layer, unit, chats=chats, truth=truth, folder=folder)
+        self.prompts = PromptsTuner(method, recording, layer, unit, chats=chats, truth=truth, folder=folder, same=same)
         self.scoring = ScoringTuner(method, recording, layer, unit, scorings=scorings or ())
-        self.compare = Compare(recording, {"as given": method, "tuned": method}, layer, truth=truth, pool=method.pool)
+        self.compare = Compare(recording, {"as given": method, "tuned": method}, layer, truth=truth, pool=method.pool, same=same)
         self.bar = TunersBar(recording, layer, unit)
         self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare], selected_index=0)
         super().__init__([self.bar, self.pages], method=method, layer=self.bar.layer, unit=self.bar.unit)
@@ -121,7 +122,8 @@ def tune(
     chats: dict | None = None,  # {name: chat model} to choose from, beside the method's own
     scorings=None,  # scoring functions of one's own, shown beside the built-in four
     folder="prompts",  # of the saved prompts
+    same: SameMeaning = same_meaning,  # the rule that marks answers by the truth
 ) -> Tuners:
     """All tuners of one unit as one workbench. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError for other images."""
     same_images(recording, images)
-    return Tuners(method, recording, layer, unit, truth, chats, scorings, folder)
+    return Tuners(method, recording, layer, unit, truth, chats, scorings, folder, same)
