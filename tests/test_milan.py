@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 import neuronbench as nb
+from neuronbench.basics import content_key
 from neuronbench.describe.milan import MILAN, exemplar_examples, read_exemplars, recording_examples, unit_texts
 from neuronbench.foundation.region_captioner import STOP, RegionCaptioner, Speaker, StageFeatures, train_by_network, word_list
 from neuronbench.probe.regions import exemplar_regions, region_features
-from neuronbench.probe.target import Target
+from neuronbench.probe.target import Target, hashed_once
 from tiny_colours import One
 
 HOSTILE = "<script>alert('x')</script> $\\frac$"
@@ -280,3 +281,9 @@ def test_training_holds_the_last_network_out(recording, encoder):
     assert captioner.encoder == encoder.learnt
     with pytest.raises(ValueError, match="at least two"):
         train_by_network([network], encoder)
+
+
+def test_the_key_of_its_features_can_be_told_in_any_run():
+    with hashed_once():
+        inside = content_key(region_features)
+    assert inside == content_key(region_features)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..basics import check_columns, choose
 from .measure import Measure, first_descriptions
 from ..pictures import new_figure
-from ..probe.hooks import Hook, first_tensor, one_at_a_time
+from ..probe.hooks import Hook, class_scores, one_at_a_time
 from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
 
@@ -280,17 +280,8 @@ class _Downstream:
 
 
 def _scores(target, batch):
-    output = target.model(batch)
-    first = next(iter(tree_leaves(_entries(output))), None)
-    if not isinstance(first, torch.Tensor) or first.ndim != 2 or len(first) != len(batch):
-        given = f"{tuple(first.shape)}" if isinstance(first, torch.Tensor) else type(output).__name__
-        raise ValueError(f"{type(target.model).__name__} gives {given}: expected class scores (images, classes), which detectors and segmentation networks do not have")
-    return first
-
-
-def _entries(output):
-    """The entries of a ModelOutput of transformers, of which the first is the scores, as a tuple; anything else as it is."""
-    return output.to_tuple() if hasattr(output, "to_tuple") else output
+    """(B, class) scores of the whole network. Errors: those of `class_scores`."""
+    return class_scores(target.model(batch), len(batch), type(target.model).__name__)
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #b6abae57
 class _Passes:

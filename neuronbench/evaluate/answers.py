@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STATEMENT', 'WRONG_LINK', 'FILE', 'balanced_tasks', 'opened', 'study_file', 'is_half', 'write_study', 'link_tokens',
-           'Session']
+           'Asked', 'Session']
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans02
 import json
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -23,14 +24,14 @@ def balanced_tasks(
     raters: int,  # how many
     per_question: int,  # raters of each question, at most all
     seed: int = 0,
-) -> list:
+) -> list[list[tuple[int, int]]]:
     """For each rater a list of (question, turn): its questions in the order of asking, and by how many places the options are turned."""
     rng, tasks = np.random.default_rng(seed), [[] for _ in range(raters)]
     for question in range(questions):
         asked = sorted(rng.permutation(raters), key=lambda rater: len(tasks[rater]))[:per_question]
         for turn, rater in enumerate(asked):
             tasks[rater].append((question, turn))
-    return [[own[place] for place in rng.permutation(len(own))] for own in tasks]
+    return [[task[place] for place in rng.permutation(len(task))] for task in tasks]
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans09
 _TABLES = """
@@ -56,9 +57,9 @@ _PATIENCE = 10  # seconds that a click waits for another rater's to be written
 
 @contextmanager
 def opened(
-    path,  # of the SQLite file
+    path: str | Path,  # of the SQLite file
     new: bool = False,  # whether it is made if missing
-):
+) -> Iterator[sqlite3.Connection]:
     """A connection that ends with the block; each `with connection:` is one transaction, on the disk when the block ends.
 
     Errors: ValueError for a file that is damaged or is none of SQLite's.
@@ -81,7 +82,7 @@ def _primary(error):
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans09c
 def study_file(
-    folder,  # of the study
+    folder: str | Path,  # of the study
 ) -> Path:
     """The path of the SQLite file. Errors: FileNotFoundError for a folder without a study; ValueError for half a study and for a damaged one."""
     path = Path(folder) / FILE
@@ -93,7 +94,7 @@ def study_file(
 
 
 def is_half(
-    path,  # of a SQLite file
+    path: str | Path,  # of a SQLite file
 ) -> bool:
     """Whether nobody can have answered, for there is no question to a rater. Errors: ValueError for a damaged file."""
     with opened(path) as database:
@@ -104,7 +105,7 @@ def is_half(
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans10
 def write_study(
-    path,  # of the SQLite file; its folder exists
+    path: str | Path,  # of the SQLite file; its folder exists
     questions: list,  # [(layer, unit, sheet as JPEG, {description: [methods]})]
     names: list,  # of the raters
     per_unit: int,  # raters of each question
@@ -130,9 +131,9 @@ def _write_rows(database, questions, names, per_unit, seed, statement):
     for number, (layer, unit, sheet, said) in enumerate(questions):
         database.execute("INSERT INTO question VALUES (?, ?, ?, ?)", (number, layer, unit, sheet))
         options.append([_write_option(database, number, text, methods) for text, methods in said.items()])
-    for rater, own in enumerate(balanced_tasks(len(questions), len(names), per_unit, seed)):
+    for rater, tasks in enumerate(balanced_tasks(len(questions), len(names), per_unit, seed)):
         database.execute("INSERT INTO rater VALUES (?, ?, ?)", (rater, names[rater], secrets.token_urlsafe(16)))
-        for place, (question, turn) in enumerate(own):
+        for place, (question, turn) in enumerate(tasks):
             shuffled = np.random.default_rng((seed, question)).permutation(options[question])
             database.execute("INSERT INTO task VALUES (?, ?, ?, ?)", (rater, place, question, json.dumps(np.roll(shuffled, turn).tolist())))
 
@@ -144,72 +145,47 @@ def _write_option(database, question, text, methods):
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans12b
 def link_tokens(
-    folder,  # of the study
-) -> frozenset:
+    folder: str | Path,  # of the study
+) -> frozenset[str]:
     """The tokens of all links. Errors: those of `study_file`."""
     with opened(study_file(folder)) as database:
         return frozenset(row[0] for row in database.execute("SELECT token FROM rater"))
 
 # %% ../../nbs/evaluate/06_answers.ipynb #ans13
-class Session:
-    """What one rater sees and answers. Errors: those of `study_file`; PermissionError for a link that no rater has."""
+class Asked:
+    """What one rater is asked. Errors: those of `study_file`; PermissionError for a link that no rater has."""
 
     def __init__(
         self,
-        folder,  # of the study
+        folder: str | Path,  # of the study
         token: str,  # of the link
     ):
-        self._path = study_file(folder)
-        with opened(self._path) as database:
+        self.path = study_file(folder)
+        with opened(self.path) as database:
             row = database.execute("SELECT id FROM rater WHERE token = ?", (str(token),)).fetchone()
             if row is None:
                 raise PermissionError(WRONG_LINK)
-            self._rater = row[0]
+            self.rater = row[0]
             self.statement = database.execute("SELECT value FROM info WHERE name = 'statement'").fetchone()[0]
             self.count = database.execute("SELECT COUNT(*) FROM task WHERE rater = ?", row).fetchone()[0]
 
     def question(
         self,
         place: int,  # 0 to count - 1
-    ) -> dict:
+    ) -> dict[str, object]:
         """{"sheet": JPEG, "texts": descriptions, "ratings": 1 to 5 or None for each, "best": position or None, "complete": bool}. Errors: IndexError."""
-        with opened(self._path) as database:
-            question, options = self._task(database, place)
+        with opened(self.path) as database:
+            question, options = self.task(database, place)
             sheet = database.execute("SELECT sheet FROM question WHERE id = ?", (question,)).fetchone()[0]
             texts = dict(database.execute("SELECT id, text FROM option WHERE question = ?", (question,)).fetchall())
-            said = database.execute("SELECT ratings, best, complete FROM answer WHERE rater = ? AND place = ?", (self._rater, place)).fetchone()
+            said = database.execute("SELECT ratings, best, complete FROM answer WHERE rater = ? AND place = ?", (self.rater, place)).fetchone()
         ratings, best, complete = (json.loads(said[0]), said[1], bool(said[2])) if said else ({}, None, False)
         return {"sheet": sheet, "texts": [texts[option] for option in options], "ratings": [ratings.get(str(option)) for option in options],
                 "best": options.index(best) if best is not None else None, "complete": complete}
 
-    def answer(
-        self,
-        place: int,
-        ratings: list,  # 1 to 5, or None where there is none yet, in the order of the descriptions
-        best: int | None,  # position of the best description, or None if none is picked yet
-        complete: bool,  # whether the rater is done with the question
-    ):
-        """Keep an answer; one that was complete stays so unless something is taken back.
-
-        Errors: IndexError for a question that there is not; ValueError for an answer that does not fit it, or is complete and lacks something.
-        """
-        with opened(self._path) as database, database:
-            _, options = self._task(database, place)
-            _check_answer(ratings, best, complete, len(options))
-            before = database.execute("SELECT complete FROM answer WHERE rater = ? AND place = ?", (self._rater, place)).fetchone() or (False,)
-            complete = complete or bool(before[0]) and _is_whole(ratings, best)
-            kept = json.dumps({str(option): rating for option, rating in zip(options, ratings) if rating is not None})
-            database.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
-                             (self._rater, place, kept, None if best is None else options[best], bool(complete)))
-
-    def first_open(self) -> int:
-        """The first question without a complete answer; `count` if all are done."""
-        with opened(self._path) as database:
-            done = {row[0] for row in database.execute("SELECT place FROM answer WHERE rater = ? AND complete", (self._rater,))}
-        return next((place for place in range(self.count) if place not in done), self.count)
-
-    def _task(self, database, place):
-        row = database.execute("SELECT question, options FROM task WHERE rater = ? AND place = ?", (self._rater, place)).fetchone()
+    def task(self, database: sqlite3.Connection, place: int) -> tuple[int, list]:
+        """(number of the question at a place, numbers of its descriptions in the order of the page). Errors: IndexError."""
+        row = database.execute("SELECT question, options FROM task WHERE rater = ? AND place = ?", (self.rater, place)).fetchone()
         if row is None:
             raise IndexError(f"no question {place}: this rater has {self.count}")
         return row[0], json.loads(row[1])
@@ -225,3 +201,33 @@ def _check_answer(ratings, best, complete, count):
 
 def _is_whole(ratings, best):
     return best is not None and None not in ratings
+
+# %% ../../nbs/evaluate/06_answers.ipynb #ans16c
+class Session(Asked):
+    """What one rater sees and answers. Errors: those of `study_file`; PermissionError for a link that no rater has."""
+
+    def answer(
+        self,
+        place: int,
+        ratings: list,  # 1 to 5, or None where there is none yet, in the order of the descriptions
+        best: int | None,  # position of the best description, or None if none is picked yet
+        complete: bool,  # whether the rater is done with the question
+    ) -> None:
+        """Keep an answer; one that was complete stays so unless something is taken back.
+
+        Errors: IndexError for a question that there is not; ValueError for an answer that does not fit it, or is complete and lacks something.
+        """
+        with opened(self.path) as database, database:
+            _, options = self.task(database, place)
+            _check_answer(ratings, best, complete, len(options))
+            before = database.execute("SELECT complete FROM answer WHERE rater = ? AND place = ?", (self.rater, place)).fetchone() or (False,)
+            complete = complete or bool(before[0]) and _is_whole(ratings, best)
+            kept = json.dumps({str(option): rating for option, rating in zip(options, ratings) if rating is not None})
+            database.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
+                             (self.rater, place, kept, None if best is None else options[best], bool(complete)))
+
+    def first_open(self) -> int:
+        """The first question without a complete answer; `count` if all are done."""
+        with opened(self.path) as database:
+            done = {row[0] for row in database.execute("SELECT place FROM answer WHERE rater = ? AND complete", (self.rater,))}
+        return next((place for place in range(self.count) if place not in done), self.count)

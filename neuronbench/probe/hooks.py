@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_at_a_time', 'Renamed', 'wrapped', 'bare', 'named_layers', 'layer_names', 'Finished', 'Hook', 'hooked',
-           'evaluating', 'first_tensor', 'modules_around', 'never_runs']
+           'evaluating', 'first_tensor', 'class_scores', 'modules_around', 'never_runs']
 
 # %% ../../nbs/probe/13_hooks.ipynb #1989d577
 import sys
@@ -153,6 +153,22 @@ def _refuse_several(output, layer):
     count = sum(isinstance(entry, torch.Tensor) for entry in entries)
     if count > 1:
         raise ValueError(f"layer {layer!r} gives a {type(output).__name__} of {count} tensors: choose a layer inside it that gives the one you mean")
+
+# %% ../../nbs/probe/13_hooks.ipynb #clsc02
+def class_scores(
+    output: Any,  # of a whole network
+    images: int,  # how many it was given
+    network: str,  # its name, for the message
+) -> torch.Tensor:
+    """(image, class): the class scores that a network gives, itself or as the first of several. Errors: ValueError for anything else."""
+    expected = "expected class scores (images, classes), which detectors and segmentation networks do not have"
+    try:
+        scores = first_tensor(output, network)
+    except ValueError as error:
+        raise ValueError(f"{network} gives no class scores: {expected}") from error
+    if scores.ndim != 2 or len(scores) != images:
+        raise ValueError(f"{network} gives {tuple(scores.shape)}: {expected}")
+    return scores
 
 # %% ../../nbs/probe/13_hooks.ipynb #around02
 def modules_around(

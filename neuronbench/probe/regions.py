@@ -88,7 +88,6 @@ def _regions(best, row, threshold, pictures, size):
 _AT_ONCE = 32  # units
 
 
-@hashed_once()
 def region_features(
     recording: Recording,
     layer: str,
@@ -100,8 +99,9 @@ def region_features(
     pool: str | None = None,
 ) -> tuple:
     """(features (unit, k, F), marked (unit, k) bool, whether an exemplar's mask has any pixel). Errors: those of `exemplar_regions`."""
-    parts = [_part_features(exemplar_regions(recording, layer, units[start : start + _AT_ONCE], k, quantile, size, pool), encoder)
-             for start in range(0, len(units), _AT_ONCE)]
+    with hashed_once():
+        parts = [_part_features(exemplar_regions(recording, layer, units[start : start + _AT_ONCE], k, quantile, size, pool), encoder)
+                 for start in range(0, len(units), _AT_ONCE)]
     return tuple(np.concatenate(part) for part in zip(*parts)) if parts else (np.zeros((0, k, 0), np.float32), np.zeros((0, k), bool))
 
 

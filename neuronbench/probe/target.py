@@ -86,23 +86,30 @@ def _each_key(tensors):
         return list(pool.map(content_key, tensors))
 
 # %% ../../nbs/probe/02_target.ipynb #tar_ho2
-_KNOWN_KEYS = ContextVar("network keys of this run", default=None)  # {network: its key}
+class _KeysOfRun:
+    """Keys of networks that are known in this run. Its fingerprint keeps them out of the key of a function that calls `hashed_once`."""
+
+    fingerprint = "keys of networks in a run"
+    known = ContextVar("network keys of this run", default=None)  # {network: its key}
+
+
+_KEYS_OF_RUN = _KeysOfRun()
 
 
 @contextmanager
 def hashed_once() -> Iterator[None]:
-    """A context, or a decorator, in which the weights of a network are read once: for a run, in which nobody trains it. It holds in this thread."""
-    known = _KNOWN_KEYS.get()  # of a run around this one
-    token = _KNOWN_KEYS.set({} if known is None else known)
+    """A context in which the weights of a network are read once: for a run, in which nobody trains it. It holds in this thread."""
+    known = _KEYS_OF_RUN.known.get()  # of a run around this one
+    token = _KEYS_OF_RUN.known.set({} if known is None else known)
     try:
         yield
     finally:
-        _KNOWN_KEYS.reset(token)
+        _KEYS_OF_RUN.known.reset(token)
 
 
 def _key_in_run(model):
     """`_network_key`, or what it gave before in this run."""
-    known = _KNOWN_KEYS.get()
+    known = _KEYS_OF_RUN.known.get()
     if known is None:
         return _network_key(model)
     if model not in known:
