@@ -266,11 +266,11 @@ def test_masks_are_cut_to_what_preprocessing_keeps():
     left_half = np.zeros((8, 12), bool)
     left_half[:, :6] = True
     source = Annotated(Annotations(pictures(1, (24, 16)), lambda position: {"object": {"boat": left_half}}, {"object": ["boat"]}))
-    found = source.look(0, source.annotations.images[0], (4, 0, 20, 16))
+    found = source.within(0, source.annotations.images[0], (4, 0, 20, 16))
     assert found.masks.shape == (1, 8, 12) and np.array_equal(found.masks[0], left_half)
-    found = source.look(0, source.annotations.images[0], (0, 0, 12, 16))
+    found = source.within(0, source.annotations.images[0], (0, 0, 12, 16))
     assert found.masks.all()
-    found = source.look(0, source.annotations.images[0], (12, 0, 24, 16))
+    found = source.within(0, source.annotations.images[0], (12, 0, 24, 16))
     assert len(found.masks) == 0 and found.annotated.all()
 
 
@@ -290,9 +290,9 @@ def test_what_lies_beyond_an_image_has_no_concept():
     for box, rows, columns in (((0, -4, 16, 20), slice(1, 7), slice(None)), ((-16, 0, 16, 32), slice(0, 4), slice(4, 8))):
         expected = np.zeros((8, 8), bool)
         expected[rows, columns] = True
-        [found] = segmented.concept_masks([segmented.look(0, image, box)])
-        assert np.array_equal(found.masks[0], expected) and np.array_equal(whole.look(0, image, box).masks[0], expected)
-    [found] = segmented.concept_masks([segmented.look(0, image, (16, 0, 32, 16))])
+        [found] = segmented.concept_masks([segmented.within(0, image, box)])
+        assert np.array_equal(found.masks[0], expected) and np.array_equal(whole.within(0, image, box).masks[0], expected)
+    [found] = segmented.concept_masks([segmented.within(0, image, (16, 0, 32, 16))])
     assert found.masks.shape == (0, 8, 8) and found.annotated.all()
 
 

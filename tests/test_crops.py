@@ -28,7 +28,7 @@ NEAREST = CropSettings(upsampling="nearest")
 
 def test_boxes_are_the_regions_largest_first():
     steps = crop_steps(spots((1, 3, 1, 3, 5), (8, 18, 2, 6, 6), (2, 5, 10, 15, 7)), (100, 100), NEAREST)
-    assert steps.boxes == steps.found == [(10, 40, 30, 90), (50, 10, 75, 25), (5, 5, 15, 15)]
+    assert steps.boxes == steps.all_boxes == [(10, 40, 30, 90), (50, 10, 75, 25), (5, 5, 15, 15)]
     assert steps.mask.sum() == 20 * 50 + 25 * 15 + 10 * 10
 
 
@@ -49,19 +49,19 @@ def test_the_threshold_is_otsus_and_boxes_bound_the_mask(seed, width, height):
 
     assert between(int(steps.threshold)) == pytest.approx(max(map(between, range(255))), rel=1e-6)
     covered = np.zeros_like(steps.mask)
-    for left, top, right, bottom in steps.found:
+    for left, top, right, bottom in steps.all_boxes:
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
         region = steps.mask[top:bottom, left:right]
         assert region[0].any() and region[-1].any() and region[:, 0].any() and region[:, -1].any()
         covered[top:bottom, left:right] = True
     assert (covered | ~steps.mask).all()
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in steps.found]
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in steps.all_boxes]
     assert areas == sorted(areas, reverse=True)
 
 
 def test_at_most_four_and_none_that_shows_the_same_or_everything():
     many = spots(*[(3 * row, 3 * row + 2, 3 * column, 3 * column + 2, 1) for row in range(3) for column in range(2)])
-    assert len(crop_steps(many, (100, 100), NEAREST).boxes) == 4 and len(crop_steps(many, (100, 100), NEAREST).found) == 6
+    assert len(crop_steps(many, (100, 100), NEAREST).boxes) == 4 and len(crop_steps(many, (100, 100), NEAREST).all_boxes) == 6
     frame = spots((0, 19, 0, 20, 1))  # a box that covers 95 % of the image
     assert crop_steps(frame, (100, 100), NEAREST).boxes == []
     assert crop_steps(frame, (100, 100), CropSettings(max_cover=0.96, upsampling="nearest")).boxes == [(0, 0, 100, 95)]
@@ -69,7 +69,7 @@ def test_at_most_four_and_none_that_shows_the_same_or_everything():
 
 def test_a_box_inside_another_counts_by_its_iou():
     ring = spots((0, 14, 0, 14, 1), (1, 20, 1, 20, 0), (3, 14, 3, 14, 1))  # an L along two edges, and a square within its box
-    boxes = crop_steps(ring, (20, 20), NEAREST).found
+    boxes = crop_steps(ring, (20, 20), NEAREST).all_boxes
     assert boxes == [(0, 0, 14, 14), (3, 3, 14, 14)]
     assert crop_steps(ring, (20, 20), NEAREST).boxes == boxes[:1]  # their IoU is 121 / 196
     assert crop_steps(ring, (20, 20), CropSettings(max_iou=121 / 196, upsampling="nearest")).boxes == boxes

@@ -20,6 +20,7 @@ from ..basics import check_columns
 from ..describe.descriptions import chosen_units
 from ..pictures import new_figure
 from ..probe.recording import Recording
+from ..probe.target import hashed_once
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea06
 ROW = "layer", "unit", "method"  # the columns that say whose description a row is
@@ -79,6 +80,7 @@ class Measure:
         """The rows of `judged`, or some of them, with a column of numbers for each of `gives`, NaN where there is none; further columns are kept."""
         raise NotImplementedError(f"{type(self).__name__} is no measure yet: it lacks values(judged, recording)")
 
+    @hashed_once()
     def __call__(
         self,
         descriptions: pd.DataFrame,  # layer, unit, description, score, method; of several rows for a unit by one method the first counts

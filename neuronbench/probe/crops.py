@@ -72,12 +72,12 @@ def _area(box):
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _iou(one, other):
+def _iou(box, other):
     """The intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
     shared = max(width, 0) * max(height, 0)
-    return shared / (_area(one) + _area(other) - shared)
+    return shared / (_area(box) + _area(other) - shared)
 
 
 def _bounding_boxes(mask):
@@ -107,7 +107,7 @@ class CropSteps:
     scaled: np.ndarray  # (H, W) uint8, the map over its own range
     threshold: float  # 0..255
     mask: np.ndarray  # (H, W) bool, where `scaled` exceeds the threshold
-    found: list  # boxes around all regions of the mask, largest first
+    all_boxes: list  # around all regions of the mask, largest first
     boxes: list  # those that become crops
 
 
@@ -119,8 +119,8 @@ def crop_steps(
     """The steps of Describe-and-Dissect (Bai et al., arXiv:2403.13771), A.1.1. Errors: ValueError for something else than a map."""
     scaled = scaled_map(activation_map, size, settings.upsampling)
     threshold, mask = _mask(scaled, settings.threshold)
-    found = _bounding_boxes(mask)
-    return CropSteps(scaled, threshold, mask, found, _taken(found, size, settings))
+    boxes = _bounding_boxes(mask)
+    return CropSteps(scaled, threshold, mask, boxes, _taken(boxes, size, settings))
 
 # %% ../../nbs/probe/05_crops.ipynb #0c1c613e
 @dataclass(frozen=True, eq=False)

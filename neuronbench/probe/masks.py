@@ -76,15 +76,15 @@ class Annotated:
     def __init__(self, annotations: Annotations):
         self.annotations, self.categories, self.size = annotations, annotations.categories, annotations.mask_size
 
-    def look(self, position: int, image: Image.Image, box: tuple) -> ConceptMasks:
+    def within(self, position: int, image: Image.Image, box: tuple) -> ConceptMasks:
         """Read the masks of an image, as far as they lie in the box (left, top, right, bottom) of its pixels that the network sees."""
         found = self.annotations.masks(position, image.size)
         seen = {name: {concept: _fitted(mask, image.size, box, self.size) for concept, mask in masks.items()} for name, masks in found.items()}
         return ConceptMasks.of(seen, self.categories, self.size)
 
-    def concept_masks(self, looked: list) -> list[ConceptMasks]:
-        """The `ConceptMasks` of a batch of what `look` gave."""
-        return looked
+    def concept_masks(self, parts: list) -> list[ConceptMasks]:
+        """The `ConceptMasks` of a batch of what `within` gave."""
+        return parts
 
     @property
     def fingerprint(self) -> str:
@@ -127,21 +127,21 @@ class Segmented:
         self.segmenter, self.size = segmenter, None
         self.categories = {name: tuple(concepts) for name, concepts in segmenter.categories.items()}
 
-    def look(self, position: int, image: Image.Image, box: tuple) -> tuple:
+    def within(self, position: int, image: Image.Image, box: tuple) -> tuple:
         """(what the network sees of an image, the image's size, the box)."""
         return image.crop(box), image.size, box
 
-    def concept_masks(self, looked: list) -> list[ConceptMasks]:
-        """The `ConceptMasks` of a batch of what `look` gave. Errors: ValueError for masks of another shape than promised."""
-        masks = np.asarray(self.segmenter.segment([picture for picture, _, _ in looked]))
+    def concept_masks(self, parts: list) -> list[ConceptMasks]:
+        """The `ConceptMasks` of a batch of what `within` gave. Errors: ValueError for masks of another shape than promised."""
+        masks = np.asarray(self.segmenter.segment([picture for picture, _, _ in parts]))
         count = sum(map(len, self.categories.values()))
-        if masks.ndim != 4 or masks.shape[:2] != (len(looked), count) or masks.dtype != bool:
-            raise ValueError(f"the segmenter gave {masks.dtype} of shape {masks.shape}: expected bool, {len(looked)} images x {count} concepts x H x W")
+        if masks.ndim != 4 or masks.shape[:2] != (len(parts), count) or masks.dtype != bool:
+            raise ValueError(f"the segmenter gave {masks.dtype} of shape {masks.shape}: expected bool, {len(parts)} images x {count} concepts x H x W")
         self.size = self.size or masks.shape[2:]
         if masks.shape[2:] != self.size:
             rows, columns = (_nearest(0, 1, *lengths) for lengths in zip(masks.shape[2:], self.size))
             masks = masks[:, :, rows[:, None], columns]
-        return [self._present(of_image & _inside(*place, self.size)) for of_image, (_, *place) in zip(masks, looked)]
+        return [self._present(of_image & _inside(*place, self.size)) for of_image, (_, *place) in zip(masks, parts)]
 
     def _present(self, masks):
         there = masks.any((1, 2))
@@ -152,16 +152,16 @@ class Segmented:
         return content_key(self.segmenter.fingerprint, self.categories)
 
 # %% ../../nbs/probe/10_masks.ipynb #a3da7456
-class _Looked:
+class _WithMasks:
     """The probing set for the decoding threads: what a source makes of an image is kept until its batch is asked for."""
 
     def __init__(self, images, source, target):
         self.images, self.ids, self.source, self.seen, self.kept = images, images.ids, source, Seen(images, target), {}
 
-    def input(self, index):
-        given = self.images.input(index)
-        image = self.images.shown(given, index)
-        self.kept[index] = self.source.look(index, image, self.seen.box(image))
+    def input(self, position):
+        given = self.images.input(position)
+        image = self.images.shown(given, position)
+        self.kept[position] = self.source.within(position, image, self.seen.box(image))
         return given
 
 
@@ -189,10 +189,10 @@ def mask_batches(
     recording.check_network()
     target = recording.target.at(choose(layer, recording.layers, "layer"))
     positions = recording[layer].image.values.tolist() if images is None else list(images)
-    looked = _Looked(recording.images, source, target)
+    with_masks = _WithMasks(recording.images, source, target)
     with tqdm(total=len(positions), unit="image", desc=f"masks of {clean_text(layer)}", disable=not progress) as bar:
-        for numbers, of_batch in passed(target, looked, positions, _mask_maps):
-            yield numbers, of_batch, source.concept_masks([looked.kept.pop(number) for number in numbers])
+        for numbers, of_batch in passed(target, with_masks, positions, _mask_maps):
+            yield numbers, of_batch, source.concept_masks([with_masks.kept.pop(number) for number in numbers])
             bar.update(len(numbers))
 
 # %% ../../nbs/probe/10_masks.ipynb #f57b38fb

@@ -42,7 +42,7 @@ def steps_message(
     """(content, buffers): thresholds and boxes as numbers, masks (and maps, uint8) as bytes."""
     content = {
         "kind": "steps", "key": key, "side": len(steps[0].mask), "thresholds": [float(one.threshold) for one in steps],
-        "found": [[list(map(int, box)) for box in one.found] for one in steps],
+        "found": [[list(map(int, box)) for box in one.all_boxes] for one in steps],
         "boxes": [[list(map(int, box)) for box in one.boxes] for one in steps],
     }
     masks = np.packbits(np.stack([one.mask for one in steps])).tobytes()
