@@ -76,7 +76,7 @@ _MODULE_OF = {
     "BERTScore": "foundation.sentences",
     "world": "embedded.world",
     "browse": "widgets.browser",
-    "card": "widgets.grid",
+    "card": "show.card",
     "tune": "widgets.tuners",
     "Workbench": "workbench",
 }

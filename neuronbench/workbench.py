@@ -36,9 +36,9 @@ from .evaluate.measure import summary
 from .probe.layout import POOLINGS
 from .probe.passes import first_readable
 from .probe.recording import check_parts, record
+from .show.card import card
+from .show.report import method_settings, write_report
 from .widgets.browser import browse
-from .widgets.grid import card
-from .widgets.report import method_settings, write_report
 from .words import same_meaning
 from .widgets.tuners import tune
 

@@ -16,7 +16,7 @@ from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_al
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
 from neuronbench.basics import readable_number
-from neuronbench.widgets.grid import evidence
+from neuronbench.show.evidence import evidence
 
 HERE = Path(__file__).parent
 ARTIFACTS = HERE.parent / "artifacts"

@@ -20,7 +20,7 @@ from neuronbench.probe.regions import exemplar_pictures
 from neuronbench.probe.seen import Seen
 from neuronbench.probe.target import Target
 from neuronbench.widgets.browser import browse
-from neuronbench.widgets.grid import card
+from neuronbench.show.card import card
 
 
 def scene(number, count=6, size=(12, 16), kind=np.uint8):

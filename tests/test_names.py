@@ -26,8 +26,9 @@ from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.probe.recording import record
 from neuronbench.probe.target import Target
 from neuronbench.widgets.browser import browse, unit_message
-from neuronbench.widgets.grid import card, evidence, names_of
-from neuronbench.widgets.report import write_report
+from neuronbench.show.card import card
+from neuronbench.show.evidence import evidence, names_of
+from neuronbench.show.report import write_report
 
 FOLDERS = {b"caf\xe9": r"caf\xe9", b"caf\xe8": r"caf\xe8", b"<b>\x1b[2J\n": r"<b>\x1b[2J\n", "\u202efdp".encode(): r"\u202efdp", "日本 $x^2$".encode(): "日本 $x^2$"}
 

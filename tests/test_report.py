@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 from test_study import HOSTILE, recording  # noqa: F401
 
 from neuronbench.probe.recording import record
-from neuronbench.widgets.report import method_settings, write_report
+from neuronbench.show.report import method_settings, write_report
 
 
 def described(*rows):

@@ -17,7 +17,7 @@ from neuronbench.probe.images import ProbingSet
 from neuronbench.probe.recording import record
 from neuronbench.probe.seen import Seen, seen_box
 from neuronbench.probe.target import Target
-from neuronbench.widgets.grid import card
+from neuronbench.show.card import card
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (300, 300), (64, 200)])

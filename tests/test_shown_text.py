@@ -22,8 +22,8 @@ from neuronbench.evaluate.study import Study
 from neuronbench.probe.target import Target
 from neuronbench.widgets.browser import browse
 from neuronbench.widgets.compare import Compare
-from neuronbench.widgets.grid import card
-from neuronbench.widgets.report import write_report
+from neuronbench.show.card import card
+from neuronbench.show.report import write_report
 
 DIRTY = "a half \ud83d, an \x1b[31mescape, \x00\x07 and a mark \u202e"
 CLEAN = "a half , an escape,  and a mark"

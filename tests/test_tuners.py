@@ -22,7 +22,8 @@ from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
 from neuronbench.probe.exemplars import exemplars
 from neuronbench.probe.target import Target
-from neuronbench.widgets.compare import Compare, static_page
+from neuronbench.show.page import static_page
+from neuronbench.widgets.compare import Compare
 from neuronbench.widgets.crops_tuner import CropsTuner
 from neuronbench.widgets.prompts_tuner import PromptsTuner, chosen_numbers, examples_from, version_path
 from neuronbench.widgets.scoring_tuner import ScoringTuner, reason, score_columns

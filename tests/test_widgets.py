@@ -16,7 +16,8 @@ from neuronbench.basics import readable_number
 from neuronbench.describe.comparison import best_descriptions
 from neuronbench.probe.images import BadImage, ProbingSet
 from neuronbench.widgets.browser import browse, description_table, listed_units
-from neuronbench.widgets.grid import card, evidence, fitted, map_bytes, overlaid
+from neuronbench.show.card import card
+from neuronbench.show.evidence import evidence, fitted, map_bytes, overlaid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*finite on fewer than:UserWarning")
 

@@ -22,8 +22,9 @@ from ..pictures import jpeg, small_png
 from ..probe.layout import POOLINGS
 from ..probe.recording import same_images
 from ..probe.seen import Seen
+from ..show.card import card
+from ..show.evidence import choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 from .files import joined
-from .grid import card, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 from .still import WithStill
 from .turns import TakesTurns
 

@@ -17,8 +17,8 @@ from ..pictures import jpeg, new_figure, picture_axes, show_picture, small_png
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
+from ..show.evidence import map_colours, names_of, pooling_of
 from .files import joined
-from .grid import map_colours, names_of, pooling_of
 from .tuner import Tuner, imports, written
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #da6cf68b

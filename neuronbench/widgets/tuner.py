@@ -14,7 +14,7 @@ import anywidget
 import traitlets
 
 from ..basics import choose
-from .grid import choose_unit
+from ..show.evidence import choose_unit
 from .still import WithStill
 from .turns import TakesTurns
 from .work import Work

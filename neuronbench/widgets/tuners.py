@@ -13,11 +13,11 @@ import traitlets
 
 from ..basics import choose
 from ..probe.recording import same_images
+from ..show.evidence import choose_unit
 from .files import joined
 from .compare import Compare
 from .crops_tuner import FIELDS as CROP_FIELDS
 from .crops_tuner import CropsTuner
-from .grid import choose_unit
 from .prompts_tuner import PromptsTuner
 from .scoring_tuner import ScoringTuner
 from .tuner import Tuner, method_call
