@@ -18,10 +18,11 @@ import pandas as pd
 
 from ..basics import check_columns, choose, name_list
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions
+from ..foundation.interfaces import SentenceModel
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr06
 def text_cosine(
-    model,  # CLIP, Sentences, or anything with `embed_texts`
+    model: SentenceModel,
 ) -> Callable:
     """A function of two lists of N texts: (N,) cosines of their embeddings, in lower case."""
     def measure(said, true):
@@ -60,8 +61,8 @@ TEXT_MEASURES = {"CLIP cosine": _clip_cosine, "sentence cosine": _sentence_cosin
 
 
 def paper_measures(
-    clip=None,  # CLIP; OpenAI's ViT-B/16 if None
-    sentences=None,  # Sentences; all-mpnet-base-v2 if None
+    clip: SentenceModel | None = None,  # OpenAI's CLIP ViT-B/16 if None
+    sentences: SentenceModel | None = None,  # all-mpnet-base-v2 if None
     bert_score=None,  # BERTScore; of roberta-large if None
 ) -> dict:
     """{name: function of two lists of texts}, as Bai et al. (TMLR 2025) compare descriptions, and exact match. Errors: those of loading a model that is not given."""
@@ -112,7 +113,7 @@ def class_truths(
 
 def annotation_truths(
     annotations: pd.DataFrame,  # columns layer, unit, description, several rows for a unit, as `read_descriptions` gives MILANNOTATIONS
-    clip=None,  # CLIP, or anything with `embed_texts`: only units whose annotators agree are kept; all units if None
+    clip: SentenceModel | None = None,  # only units whose annotators agree are kept; all units if None
     least: float = 0.81,  # cosine of two of a unit's annotations that makes it reliable
 ) -> pd.DataFrame:
     """Columns layer, unit, truth: a row for each annotation; take the mean agreement of a unit. Source: METHODS, MILANNOTATIONS. Errors: those of `check_columns`."""

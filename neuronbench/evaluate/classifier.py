@@ -14,20 +14,21 @@ import pandas as pd
 from ..basics import check_columns, name_list
 from .agreement import text_cosine
 from .measure import Measure
+from ..foundation.interfaces import SentenceModel
 
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
 def check_models(
-    models: list,  # CLIP, Sentences, or anything with `embed_texts`
+    models: list[SentenceModel],
 ):
     """Errors: TypeError for what is no list of at least one."""
-    if hasattr(models, "embed_texts") or not models:
+    if isinstance(models, SentenceModel) or not models:
         raise TypeError(f"models are a list of at least one, such as [clip], not {models!r:.80}")
 
 
 def nearest_units(
     descriptions: pd.DataFrame,  # layer, unit, description, method: one row for each unit and method
     classes: list,  # names
-    models: list,  # CLIP, Sentences, or anything with `embed_texts`; the mean of their cosines counts
+    models: list[SentenceModel],  # the mean of their cosines counts
 ) -> pd.DataFrame:
     """Columns method, class, layer, unit, description, similarity: the nearest units to each class, several where they are equally near.
 
@@ -54,7 +55,7 @@ class ClassDetection(Measure):
     """
 
     labels: pd.DataFrame  # (image of the probing set, class) bool: whether an image shows a class; its columns are the classes' names
-    models: list  # see `nearest_units`
+    models: list[SentenceModel]  # see `nearest_units`
     pool: str | None = None  # recorded pooling that the units were described by; each layer's default if None
 
     name = "class-detection"

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..basics import check_columns, choose
 from .measure import Measure
+from ..foundation.interfaces import SentenceModel
 from ..probe.hooks import named_layers
 
 # %% ../../nbs/evaluate/08_connections.ipynb #con06
@@ -69,7 +70,7 @@ class Connections(Measure):
 
     first: str  # layer that is read
     second: str  # layer that reads it
-    model: object  # CLIP, Sentences, or anything with `embed_texts`
+    model: SentenceModel  # whose cosines say how near two descriptions are
     strongest: int = 5  # units of the first layer with the largest weights
     seed: int = 0  # of the random units
     positions: int = 1  # see `joining_weights`

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .measure import Measure, prompted
+from ..foundation.interfaces import ImageTextModel
 
 # %% ../../nbs/evaluate/05_faithfulness.ipynb #fai06
 UNTOLD = dict.fromkeys(("Pearson", "Spearman", "top against random"), np.nan)  # the scores of what cannot be predicted
@@ -43,7 +44,7 @@ class Faithfulness(Measure):
     recorded; ValueError for fewer than `seen + 2 * top` images.
     """
 
-    clip: object  # CLIP, or anything with `embed_images` and `embed_texts`
+    clip: ImageTextModel
     seen: int = 15  # of each unit's top images, left out because methods look at them; CLIP-Dissect looks at 100
     top: int = 100  # of the others, that count as activating the unit
     prompt: str = "{}"  # what CLIP is told, see `prompted`

@@ -29,6 +29,7 @@ from .agreement import Agreement, text_cosine
 from .faithfulness import Faithfulness
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, summary
 from .synthesis import Synthesis
+from ..foundation.interfaces import SentenceModel
 from ..pictures import new_figure
 from ..probe.recording import Recording, record
 
@@ -144,7 +145,7 @@ class Seconds(Measure):
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board09w
 def world_measures(
     world: World,
-    sentences=None,  # Sentences: one more measure
+    sentences: SentenceModel | None = None,  # one more measure
     painted: int = 10,  # images of each description, for CoSy
 ) -> dict[str, Measure]:
     """{name: the measure, ready to be called on answers and a recording of the world}."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..describe.describe_and_dissect.selection import Studio
 from .measure import Measure, prompted
+from ..foundation.interfaces import TextToImageModel
 from ..probe.activations import LayerActivations
 
 # %% ../../nbs/evaluate/04_synthesis.ipynb #syn06
@@ -52,7 +53,7 @@ class Synthesis(Measure):
     Errors: those of `described_units` and `prompted`; KeyError for a pooling that was not recorded. Source: arXiv:2405.20331.
     """
 
-    painter: object  # Painter, or anything with `paint` and `fingerprint`
+    painter: TextToImageModel
     count: int = 50  # painted images of each description
     prompt: str = CLOSE_UP  # what the painter is told, see `prompted`
     pool: str | None = None  # recorded pooling that the units were described by; each layer's default if None

@@ -17,6 +17,7 @@ import pandas as pd
 from ...basics import clean_text
 from .prompts import Prompts
 from ...foundation.chat import Request
+from ...foundation.interfaces import LanguageModel
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #960160f9
 _QUOTES = "\"'`“”‘’«»"
@@ -208,7 +209,7 @@ def _no_captions(captions):
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #ba98dd4a
 def candidates_of(
     captions,  # for each unit a list of captions; "" where there is none
-    chat,  # Chat, LocalChat or Consensus
+    chat: LanguageModel,
     asking: Asking = Asking(),
     watch=None,  # callable: (step, requests done, requests to do)
 ) -> list:

@@ -14,6 +14,7 @@ import numpy as np
 from ...basics import ContentStore, cache_folder, content_key
 from ..descriptions import all_alike
 from .scoring import candidate_scores
+from ...foundation.interfaces import ImageTextModel, TextToImageModel
 from ...probe.activations import LayerActivations
 
 # %% ../../../nbs/describe/describe_and_dissect/05_selection.ipynb #fe8d7c58
@@ -40,8 +41,8 @@ class Studio:
     `problems`: {prompt: why the painter gave no image}, for prompts that failed rather than were blacked out.
     """
 
-    painter: object  # Painter, or anything with `paint` and `fingerprint`
-    clip: object | None  # None: no embeddings
+    painter: TextToImageModel
+    clip: ImageTextModel | None  # None: no embeddings
     activations: LayerActivations  # of the layer
     count: int = 10  # images of each prompt
     group: int = 16  # prompts painted before the pictures are looked at and let go

@@ -6,6 +6,7 @@
 __all__ = ['Choice', 'Trace', 'plot_trace', 'plot_crops']
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #bba57485
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +25,7 @@ from ...pictures import new_figure, picture_axes, show_picture, wrapped
 class Choice:
     """How the description is chosen among painted candidates. Errors: KeyError naming the nearest function; ValueError."""
 
-    scoring: object = "topk_squared_image_products"  # a name among SCORINGS, or a callable, see `candidate_scores`
+    scoring: str | Callable = "topk_squared_image_products"  # a name among SCORINGS, or a callable, see `candidate_scores`
     beta: int = 5
     t: int = 10
     labels: int = 1  # at most so many, 1 to 3
