@@ -16,7 +16,8 @@ from tuner_fakes import Captions, Paints, Sight, Talker, fake_method
 
 from neuronbench.describe.comparison import disagreeing
 from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
-from neuronbench.describe.describe_and_dissect.prompts import Prompts
+from neuronbench.describe.describe_and_dissect.prompts import Prompts, examples_from
+from neuronbench.describe.describe_and_dissect.reasons import reason, score_columns
 from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
@@ -25,8 +26,8 @@ from neuronbench.probe.target import Target
 from neuronbench.show.page import static_page
 from neuronbench.widgets.compare import Compare
 from neuronbench.widgets.crops_tuner import CropsTuner
-from neuronbench.widgets.prompts_tuner import PromptsTuner, chosen_numbers, examples_from, version_path
-from neuronbench.widgets.scoring_tuner import ScoringTuner, reason, score_columns
+from neuronbench.widgets.prompts_tuner import PromptsTuner, chosen_numbers, version_path
+from neuronbench.widgets.scoring_tuner import ScoringTuner
 from neuronbench.widgets.tuner import written
 from neuronbench.widgets.tuners import tune
 from neuronbench.widgets.work import Stopped, Work

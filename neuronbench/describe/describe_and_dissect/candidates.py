@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['written_lines', 'cleaned', 'is_refusal', 'Exchange', 'in_parts', 'Asking', 'Candidates', 'captions_as_candidates',
-           'candidates_of']
+           'candidates_of', 'planned_requests']
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #cff3b916
 import re
@@ -242,3 +242,20 @@ def _failure(captions, simplifying, simplified, final, candidates):
     if not simplified:
         return f"no caption could be simplified: {simplifying[0].problem}"
     return f"no summary can be used: {final[0].problem}"
+
+# %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #planned2
+def planned_requests(
+    captions: list[list[str]],  # for each unit; "" where there is none
+    chat,
+    asking: Asking = Asking(),
+) -> list[Request]:
+    """What `candidates_of` would ask for these captions, relabelling left out: it depends on the answers. Nothing is sent."""
+    return [request for unit in captions for request in _planned([caption for caption in unit if caption.strip()], chat, asking)]
+
+
+def _planned(captions, chat, asking):
+    simplifying = asking.simplify(captions)
+    usage = chat.estimate(simplifying)
+    if captions and usage.cached == usage.requests:  # all of these answers are known: nothing is sent for them
+        captions = [cleaned(answer.text) for answer in chat.answers(simplifying, progress=False) if answer.text] or captions
+    return simplifying + asking.summarise(captions)
