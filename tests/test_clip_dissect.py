@@ -188,6 +188,7 @@ def test_units_that_are_not_finite_are_named_and_the_rest_described(images):
     assert [failure["unit"] for failure in found.attrs["failures"]] == [1, 3]
     with pytest.warns(UserWarning, match="NaN or infinite on 90 images"):
         trace = method.trace(recording, "spoil", 3)
+        assert len(trace.evidence) == 0
     assert trace.description is None and "NaN" in trace.reason and len(trace.concepts) == 0 and trace.concept_scores.sizes["concept"] == 0
 
 
@@ -199,14 +200,14 @@ def test_all_units_not_finite(images):
 
 
 def test_trace_shows_why(recording, images, method):
-    trace = method.trace(recording, "conv", 2, k=7)
+    trace = method.trace(recording, "conv", 2)
     found = method(recording, images, units={"conv": [2]})
     assert trace.description == found.description[0] == "blue" and trace.concepts.score[0] == found.score[0]
-    assert trace.exemplars.equals(recording.top("conv", 2, k=7))
+    assert trace.evidence.equals(recording.top("conv", 2, k=10))
     assert (np.diff(trace.concepts.score) <= 1e-3).all() and len(trace.concepts) == 6
-    scores = method.clip.embed_images(images, trace.exemplars.image) @ method.clip.embed_texts(trace.concepts.description.tolist()).T
+    scores = method.clip.embed_images(images, trace.evidence.image) @ method.clip.embed_texts(trace.concepts.description.tolist()).T
     np.testing.assert_allclose(trace.concept_scores.values, scores, atol=1e-6)
-    assert trace.concept_scores.image.values.tolist() == trace.exemplars.image.tolist()
+    assert trace.concept_scores.image.values.tolist() == trace.evidence.image.tolist()
 
 
 def test_bad_images_are_left_out_of_everything(tmp_path, method):
@@ -220,7 +221,7 @@ def test_bad_images_are_left_out_of_everything(tmp_path, method):
     found = method(recording, images)
     assert found.description.tolist()[:3] == ["red", "green", "blue"]
     assert method.clip.embedded[0] == ("images", 11)
-    assert 4 not in method.trace(recording, "conv", 0, k=20).exemplars.image.tolist()
+    assert 4 not in method.trace(recording, "conv", 0).evidence.image.tolist()
 
 
 def test_other_images_than_those_recorded_are_refused(recording, images, method):
@@ -396,4 +397,4 @@ def test_the_default_pooling_and_its_name_are_one_result(images):
     recording = recorded(Channels(), images, ["conv"], pool=("max", "mean"))
     tables = {pool: CLIPDissect(ColourCLIP(), list(COLOURS), pool=pool)(recording, images) for pool in (None, "max", "mean")}
     pd.testing.assert_frame_equal(tables[None], tables["max"])
-    assert CLIPDissect(ColourCLIP(), list(COLOURS)).trace(recording, "conv", 0).exemplars.equals(recording.top("conv", 0, 10, "max"))
+    assert CLIPDissect(ColourCLIP(), list(COLOURS)).trace(recording, "conv", 0).evidence.equals(recording.top("conv", 0, 10, "max"))

@@ -253,7 +253,7 @@ def test_a_concept_without_a_pixel_is_in_no_formula():
 def test_beams_hold_what_the_best_beat():
     recording, annotations, *_ = annotated_case(9)
     method = CompositionalExplanations(annotations, share=0.1, beam_size=3)
-    beams = method.beams(recording, "table", 1)
+    beams = method.trace(recording, "table", 1).beams
     assert (beams.groupby("length").size() == 3).all() and beams.groupby("length").iou.apply(lambda of: of.is_monotonic_decreasing).all()
     assert (beams.groupby("length").formula.nunique() == 3).all()
     best = method.explain(recording, recording.images, {"table": [1]})

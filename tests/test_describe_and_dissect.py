@@ -261,8 +261,8 @@ def test_several_labels_are_rows_best_first(recording, method):
     texts = method.clip.embed_texts(order)
     expected = [name for place, name in enumerate(order[:3]) if not (texts[:place] @ texts[place] > 0.81).any()]
     assert set(order[:2]) == {"red", "red things"}  # which CLIP cannot tell apart
-    assert table.description.tolist() == expected == trace.labels.description.tolist() and len(expected) == 2
-    assert (np.diff(table.score) <= 0).all() and trace.rescored(labels=1).labels.description.tolist() == expected[:1]
+    assert table.description.tolist() == expected == [label.text for label in trace.labels] and len(expected) == 2
+    assert (np.diff(table.score) <= 0).all() and [label.text for label in trace.rescored(labels=1).labels] == expected[:1]
 
 
 def test_consensus_is_named(recording, method):
@@ -300,7 +300,7 @@ def test_rescoring_calls_no_model(recording, method, change, monkeypatch):
         for member in members:
             monkeypatch.setattr(tool, member, lambda *arguments, **options: pytest.fail("a model was called"))
     other = trace.rescored(**change)
-    assert other.labels.equals(expected.labels) and other.scores.equals(expected.scores)
+    assert other.labels == expected.labels and other.scores.equals(expected.scores)
     with pytest.raises(KeyError, match="no setting of the choice 'scorring'; did you mean 'scoring'"):
         trace.rescored(scorring="mean")
 
@@ -345,9 +345,9 @@ def failure_of(method, recording, unit=0):
     table = told(method, recording, units=(unit, *({0, 1, 2} - {unit})))
     [failure] = table.attrs["failures"]
     assert (failure["layer"], failure["unit"]) == ("conv", unit) and table.description.isna().tolist() == [True, *[False] * (len(table) - 1)]
-    assert math.isnan(table.score[0]) and list(failure) == ["layer", "unit", "step", "reason"]
+    assert math.isnan(table.score[0]) and list(failure) == ["layer", "unit", "step", "reason", "method"]
     trace = method.trace(recording, "conv", unit)
-    assert trace.failure == failure and trace.description is None and failure["reason"] in repr(trace)
+    assert failure == trace.failure | {"method": method.label_of(trace)} and trace.description is None and failure["reason"] in repr(trace)
     assert len(trace.plot().axes) >= 2 and trace.plot_crops() is not None
     return failure["step"], failure["reason"]
 

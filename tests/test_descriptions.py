@@ -172,10 +172,12 @@ def test_units_without_a_description_are_in_a_warning():
     failures = failures_of("conv1", [4, 5, 6], ["", "it is dead", "it is dead"], "compare")
     assert failures == [{"layer": "conv1", "unit": unit, "step": "compare", "reason": "it is dead"} for unit in (5, 6)]
     with pytest.warns(UserWarning, match="2 units have no description; the first: unit 5 of 'conv1', it is dead"):
-        assert joined_frames([], failures).attrs["failures"] == failures
+        table = describe_frame("conv1", [4, 5, 6], ["red", None, None], [1.0, math.nan, math.nan], "INVERT")
+        table.attrs["failures"] = failures
+        assert joined_frames([table]).attrs["failures"] == failures
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert joined_frames([], []).attrs["failures"] == []
+        assert joined_frames([]).attrs["failures"] == []
 
 
 @pytest.mark.parametrize("column, reason", [

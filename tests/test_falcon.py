@@ -255,7 +255,7 @@ def test_units_without_words_have_a_reason_and_the_run_goes_on(recording):
         found = described(recording, [2, 0, 4])
     assert found.unit.tolist() == [2, 0, 4] and found.description.isna().tolist() == [True, False, True] and np.isnan(found.score[0])
     same, broken = found.attrs["failures"]
-    assert same == {"layer": "maps", "unit": 2, "step": "exemplars", "reason": "the unit is 0.1 on every image, so that no image stands out"}
+    assert same == {"layer": "maps", "unit": 2, "step": "exemplars", "reason": "the unit is 0.1 on every image, so that no image stands out", "method": "FALCON"}
     assert broken["unit"] == 4 and broken["reason"] == "the unit is NaN or infinite on some images"
     assert FALCON(ColourCLIP(), CAPTIONS).trace(recording, "maps", 4).plot().axes
 
@@ -309,7 +309,7 @@ def test_hostile_captions_stay_text(recording):
     hostile = [f"{HOSTILE} red $x_1$ {{0}} %s boats", f"green {HOSTILE}", f"blue {HOSTILE}"]
     method = FALCON(ColourCLIP(), hostile, captions_per_image=1, resemblance=0.0)
     trace = method.trace(recording, "maps", 0)
-    assert set(trace.captions.caption) == {hostile[0]} and "boat" in set(trace.labels.description)
+    assert set(trace.captions.caption) == {hostile[0]} and "boat" in {label.text for label in trace.labels}
     assert not any(set(word) & set("<>()\"$") for word in trace.words.word)
     figure = trace.plot()
     figure.canvas.draw()

@@ -230,6 +230,7 @@ def test_units_that_are_not_finite_are_named_and_the_rest_described():
         assert found.description.isna().tolist() == found.score.isna().tolist() == [False, True]
     with pytest.warns(UserWarning, match="NaN or infinite on 1 images"):
         trace = method.trace(recording, "table", 2)
+        assert len(trace.evidence) == 10
     assert trace.description is None and not trace.truth.any()
 
 
@@ -238,9 +239,9 @@ def test_trace_agrees_with_the_description():
     recording = recorded(activations)
     method = INVERT(labelled(labels), beam_size=4)
     row = method.explain(recording, recording.images, units={"table": [1]}).iloc[0]
-    trace = method.trace(recording, "table", 1, k=5)
+    trace = method.trace(recording, "table", 1)
     assert trace.description == row.formula
-    assert trace.truth.mean() == row.fraction and len(trace.exemplars) == 5 and trace.p_adjusted == row.p_adjusted
+    assert trace.truth.mean() == row.fraction and len(trace.evidence) == 10 and trace.p_adjusted == row.p_adjusted
     assert trace.formulas.groupby("length").size().tolist() == [4, 4, 4]
     best = trace.formulas.groupby("length").auc.max()
     assert best.is_monotonic_increasing and best.iloc[-1] == row.auc

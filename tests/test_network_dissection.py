@@ -45,7 +45,7 @@ def test_iou_is_that_of_a_direct_loop(seed, partial):
     expected = direct_ious(maps.astype("f4"), masks, annotated, recording.quantile("table", 0.9))
     assert np.allclose(found.iou, expected.max(1), atol=2e-3)  # a pixel may fall on either side of the threshold
     for unit in range(len(found)):
-        table = method.trace(recording, "table", unit, k=1).concepts
+        table = method.trace(recording, "table", unit).concepts
         assert np.allclose(table.sort_index().iou, expected[unit], atol=4e-3)  # an upsampled pixel may lie on the threshold
         assert table.concept.iloc[0] == found.concept[unit] and OF[table.index[0]] == found.category[unit]
 
@@ -270,9 +270,9 @@ def test_trace_shows_what_was_compared():
     maps, masks = planted_case()
     recording = recorded(maps[:, :3])
     method = NetworkDissection(annotations_from_arrays(recording.images, masks, CATEGORIES), share=SHARE)
-    trace = method.trace(recording, "table", 1, k=4)
-    assert trace.description == "red" and len(trace.images) == len(trace.active) == 4 and "'red'" in repr(trace)
-    for rank, image in enumerate(trace.exemplars.image):
+    trace = method.trace(recording, "table", 1)
+    assert trace.description == "red" and len(trace.images) == len(trace.active) == 10 and "'red'" in repr(trace)
+    for rank, image in enumerate(trace.evidence.image):
         assert np.array_equal(trace.mask(rank, NAMES.index("red")), masks["colour"][image, 0])
         assert np.array_equal(trace.active[rank], upsampled(maps[image, 1], (8, 12)) > trace.threshold)
     figure = trace.plot(3)

@@ -83,7 +83,7 @@ def test_network_dissection_marks_the_patches(recorded):
         marked = thresholded(maps[:, unit], found.threshold[unit], masks.shape[2:])
         assert found.iou[unit] == pytest.approx((marked & masks[:, unit]).sum() / (marked | masks[:, unit]).sum(), abs=1e-6)
         trace = method.trace(recording, "block", unit)
-        assert all((active == marked[image]).all() for image, active in zip(trace.exemplars.image, trace.active))
+        assert all((active == marked[image]).all() for image, active in zip(trace.evidence.image, trace.active))
 
 
 def test_compositional_explanations_have_the_masks_of_network_dissection(recorded):

@@ -60,7 +60,7 @@ TABLE = pd.DataFrame({"red": [True, False] * 20})
     ({"method": "falcon"}, {"captions": "/no/such/file.txt"}, FileNotFoundError, "/no/such/file.txt"),
     ({"method": "falcon"}, {"captions": ["  "]}, ValueError, "empty caption corpus"),
     ({"method": "milan"}, {}, ValueError, r"milan needs region captioner: give Workbench\(region_captioner=..."),
-    ({"method": "patch-vocabulary"}, {}, ValueError, r"patch-vocabulary needs classes: give Target\(..., classes="),
+    ({"method": "patch-vocabulary"}, {}, ValueError, r"no class names: give Target\(..., classes="),
     ({"method": "describe-and-dissect"}, {"captioner": Painter(), "chat": nb.Consensus(), "painter": Painter()}, TypeError, r"cannot captions\(\)"),
 ])
 def test_what_is_wrong_is_said_before_an_image_is_seen(asked, given, error, sentence):

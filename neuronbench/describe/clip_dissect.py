@@ -9,7 +9,8 @@ __all__ = ['best_concepts', 'CLIPDissect', 'CLIPDissectTrace']
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,10 @@ import xarray
 
 from ..basics import choose, content_key
 from .concepts import concept_set
-from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons
+from .descriptions import kept, tied, unit_reasons
+from .method import Method, Trace, needs
 from .similarity import SIMILARITIES, Cosines, soft_wpmi, soft_wpmi_odds, wpmi
 from ..foundation.clip import warn_of_concepts
-from ..probe.recording import check_images
 
 # %% ../../nbs/describe/06_clip_dissect.ipynb #8ee8a01b
 def best_concepts(
@@ -74,17 +75,16 @@ def _without_top(activations, taken):
 
 # %% ../../nbs/describe/06_clip_dissect.ipynb #595f1c90
 @dataclass(frozen=True, eq=False)
-class CLIPDissect:
-    """CLIP-Dissect (Oikarinen & Weng, ICLR 2023): call it on a recording to get descriptions.
+class CLIPDissect(Method):
+    """CLIP-Dissect (Oikarinen & Weng, ICLR 2023, arXiv:2204.10965); called as every `Method`.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all
-    units of all layers if `units` is None. A unit has no description if it is not finite, the same on all images or without top images, or if
-    several concepts fit equally well; `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer or similarity function that does not exist, ValueError for units that do not exist, images that are
-    not the recorded ones, and an empty concept set.
+    A unit has no description if it is not finite, the same on all images or without top images, or if several concepts fit equally well.
+    Errors: KeyError for a similarity function that does not exist, ValueError for an empty concept set, and those of every method.
     """
 
-    clip: object  # CLIP, or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
-    concepts: object = field(default=20_000, repr=False)  # what `concept_set` takes: a number of common words, a file, a list
+    name, label, part = "clip-dissect", "CLIP-Dissect", 4096  # the ranking of all units is made at once
+    clip: object = needs()  # CLIP, or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
+    concepts: object = needs(read=concept_set, default=20_000, repr=False)  # what `concept_set` takes: a number of common words, a file, a list
     similarity: object = "soft_wpmi"  # the name of a similarity function, or a callable like one
     pool: str | None = None  # recorded pooling; the layer's default if None
 
@@ -93,19 +93,17 @@ class CLIPDissect:
         if not callable(self.similarity):
             choose(self.similarity, SIMILARITIES, "similarity function")
 
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        check_images(recording, images)
+    def traces(self, recording, layer: str, units, watch=None) -> list:
+        """A `CLIPDissectTrace` for each unit, in order."""
         warn_of_concepts(self.clip, self.concepts)
-        described = [self._describe(recording, images, layer, numbers) for layer, numbers in chosen_units(recording, units).items()]
-        return joined_frames([table for table, _ in described], [failure for _, failures in described for failure in failures])
+        ranking = self._ranking(recording, layer)
+        return [self._trace(recording, layer, unit, ranking, reason) for unit, reason in zip(units, self._reasons(recording, layer, units, ranking))]
 
-    def _describe(self, recording, images, layer, units):
-        """(table, failures) of the units of one layer."""
-        ranking = self._ranking(recording, images, layer)
-        reasons = self._reasons(recording, layer, units, ranking)
-        best = [None if reason else self.concepts[position] for reason, position in zip(reasons, ranking["concepts"][units, 0])]
-        scores = np.where(np.array(reasons) == "", ranking["scores"][units, 0], np.nan)
-        return describe_frame(layer, units, best, scores, "CLIP-Dissect"), failures_of(layer, units, reasons, "compare")
+    def _trace(self, recording, layer, unit, ranking, reason):
+        found = ranking["concepts"][unit] >= 0
+        names = [self.concepts[position] for position in ranking["concepts"][unit][found]]
+        ranked = tuple(zip(names, ranking["scores"][unit][found].tolist()))
+        return CLIPDissectTrace(recording, layer, unit, ranked[:1], reason, "compare", self.pool, ranked=ranked, clip=self.clip)
 
     def _reasons(self, recording, layer, units, ranking):
         """Why each unit has no description; empty text for one that has."""
@@ -123,11 +121,11 @@ class CLIPDissect:
     def _function(self):
         return self.similarity if callable(self.similarity) else SIMILARITIES[self.similarity]
 
-    def _ranking(self, recording, images, layer):
+    def _ranking(self, recording, layer):
         """The best concepts of all units of a layer, see `best_concepts`; -1, NaN and 0 for units that are not finite."""
         activations, pool = recording.pooled(layer, self.pool), recording.pool_of(layer, self.pool)
         key = content_key(best_concepts, recording.fingerprint, layer, pool, self.clip.fingerprint, self.concepts, self._function)
-        return kept("clip-dissect", key, lambda: self._rank(activations, images))
+        return kept("clip-dissect", key, lambda: self._rank(activations, recording.images))
 
     def _rank(self, activations, images):
         finite = np.isfinite(activations.values).all(0)
@@ -141,34 +139,22 @@ class CLIPDissect:
                 ranking[name][finite] = values
         return ranking
 
-    def trace(self, recording, layer: str, unit: int, k: int = 10) -> "CLIPDissectTrace":
-        """Everything that led to one unit's description, with its `k` exemplars."""
-        [(layer, [unit])] = chosen_units(recording, {layer: [unit]}).items()
-        ranking = self._ranking(recording, recording.images, layer)
-        [reason] = self._reasons(recording, layer, [unit], ranking)
-        positions = ranking["concepts"][unit][ranking["concepts"][unit] >= 0]
-        names = [self.concepts[position] for position in positions]
-        exemplars = recording.top(layer, unit, k, self.pool)
-        scores = np.zeros((len(exemplars), 0), np.float32)
-        if names:
-            scores = self.clip.embed_images(recording.images, exemplars.image) @ self.clip.embed_texts(names).T
-        return CLIPDissectTrace(layer, int(unit), exemplars,
-                                pd.DataFrame({"description": names, "score": ranking["scores"][unit][: len(names)]}),
-                                xarray.DataArray(scores, {"image": exemplars.image.values, "concept": names}, ("image", "concept")), reason)
-
 # %% ../../nbs/describe/06_clip_dissect.ipynb #c71421fd
-@dataclass(frozen=True, eq=False)
-class CLIPDissectTrace:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CLIPDissectTrace(Trace):
     """What led to the description of one unit."""
 
-    layer: str
-    unit: int
-    exemplars: pd.DataFrame  # image (position in the probing set), activation; largest first
-    concepts: pd.DataFrame  # description, score; best first; empty if the unit is not finite
-    concept_scores: xarray.DataArray  # (image, concept): CLIP's cosines of the exemplars and the best concepts
-    reason: str  # why there is no description; empty if there is one
+    ranked: tuple  # (concept, score), best first; empty if the unit is not finite
+    clip: object
 
-    @property
-    def description(self):
-        """The best concept, or None."""
-        return None if self.reason else self.concepts.description.iloc[0]
+    @cached_property
+    def concepts(self) -> pd.DataFrame:
+        """Columns description, score: the best concepts, best first."""
+        return pd.DataFrame(list(self.ranked), columns=["description", "score"])
+
+    @cached_property
+    def concept_scores(self) -> xarray.DataArray:
+        """(image, concept): CLIP's cosines of the images of the evidence and the best concepts."""
+        images, names = self.evidence.image.values, list(self.concepts.description)
+        scores = self.clip.embed_images(self.recording.images, images) @ self.clip.embed_texts(names).T if names else np.zeros((len(images), 0), np.float32)
+        return xarray.DataArray(scores, {"image": images, "concept": names}, ("image", "concept"))

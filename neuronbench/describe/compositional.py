@@ -4,25 +4,24 @@
 
 # %% auto #0
 __all__ = ['JOINS', 'BitMask', 'Masks', 'Hits', 'gathered', 'Scored', 'Extensions', 'extensions', 'Search',
-           'CompositionalExplanations', 'search_units']
+           'CompositionalExplanations', 'search_units', 'CompositionalTrace']
 
 # %% ../../nbs/describe/08_compositional.ipynb #6b24a303
 import heapq
 import itertools
-import re
 import tempfile
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..basics import cache_folder, content_key
-from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons, without_failed
-from .formulas import Formula
-from .network_dissection import check_annotations
-from ..probe.masks import Annotated, Segmented, concept_names, mask_batches, packed, unit_masks
+from .descriptions import chosen_units, failures_of, kept, tied
+from .formulas import Formula, refuse_formula
+from .method import Trace
+from .network_dissection import MaskMethod, check_annotations, mask_reasons
+from ..probe.masks import concept_names, mask_batches, packed, unit_masks
 from ..probe.recording import check_images
 
 # %% ../../nbs/describe/08_compositional.ipynb #19b775e3
@@ -294,41 +293,35 @@ class Search:
 
 # %% ../../nbs/describe/08_compositional.ipynb #2c2df70f
 @dataclass(frozen=True, eq=False)
-class CompositionalExplanations:
-    """Compositional explanations (Mu & Andreas, NeurIPS 2020): call it on a recording to get formulas; the score is the IoU.
+class CompositionalExplanations(MaskMethod):
+    """Compositional explanations (Mu & Andreas, NeurIPS 2020, arXiv:2006.14032); called as every `Method`; the score is the IoU.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None; `parse_formula` reads a description back. A formula is judged on all images, an image that is not annotated for a
-    category counting as one without its concepts, so that a longer formula cannot choose the images it is judged on (published: neuron.py,
-    compute_iou). A unit without a description is listed in `.attrs["failures"]`: layer, unit, step and reason. Errors: see `NetworkDissection`;
-    ValueError for a concept whose name reads like a formula.
+    `parse_formula` reads a description back. A formula is judged on all images, an image that is not annotated for a category counting as one without its
+    concepts, so that a longer formula cannot choose the images it is judged on (published: neuron.py, compute_iou).
+    Errors: those of `MaskMethod`; ValueError for a concept whose name reads like a formula.
     """
 
-    annotations: object = field(default=None, repr=False)  # Annotations of the probing set; or else
-    segmenter: object = None  # has `categories`, `fingerprint` and `segment(images)`, see `Segmented`
+    name, label = "compositional", "Compositional Explanations"
     length: int = 3  # concepts in a formula, at most
     beam_size: int = 5  # formulas that go on at each length
     share: float = 0.005  # of a unit's activations that lie above its threshold
     pool: str | None = None  # recorded pooling, of which only NaN and infinite values count here; the layer's default if None
 
     def __post_init__(self):
-        if (self.annotations is None) == (self.segmenter is None):
-            raise ValueError("compositional explanations take masks either from annotations=... or from segmenter=...: give one of them")
+        super().__post_init__()
         if self.length < 1 or self.beam_size < 1 or not 0 < self.share < 1:
             raise ValueError(f"expected length and beam_size of at least 1 and 0 < share < 1, not {self.length}, {self.beam_size} and {self.share}")
         for name in concept_names((self.annotations or self.segmenter).categories)[0]:
-            _refuse_formula(name)
+            refuse_formula(name)
 
-    @cached_property
-    def _source(self):
-        return Annotated(self.annotations) if self.segmenter is None else Segmented(self.segmenter)
-
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        found = self.explain(recording, images, units)
-        best = without_failed(found[found.length == self.length], ["formula", "iou"])
-        tables = [describe_frame(layer, table.unit, table.formula, table.iou, "Compositional Explanations")
-                  for layer, table in best.groupby("layer", sort=False)]
-        return joined_frames(tables, found.attrs["failures"])
+    def traces(self, recording, layer: str, units, watch=None) -> list:
+        """A `CompositionalTrace` for each unit, in order."""
+        units = np.asarray(units)
+        table, arrays = self._searched(recording, layer, units)
+        best = table[(table.length == self.length) & (table["rank"] == 0)]
+        beams = {unit: rows.reset_index(drop=True) for unit, rows in table.dropna(subset="iou").groupby("unit")}
+        return [CompositionalTrace(recording, layer, row.unit, [(row.formula, row.iou)], reason, "search", self.pool, beams=beams.get(row.unit, table[:0]))
+                for row, reason in zip(best.itertuples(), self._reasons(recording, layer, units, arrays))]
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
         """The best formula up to each length: columns layer, unit, length, formula, iou; empty where no formula touches the unit.
@@ -337,31 +330,24 @@ class CompositionalExplanations:
         found = [(layer, numbers, *self._searched(recording, layer, numbers)) for layer, numbers in chosen_units(recording, units).items()]
         tables = [table[table["rank"] == 0].drop(columns="rank") for _, _, table, _ in found]
         explained = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer", "unit", "length", "formula", "iou"])
-        explained.attrs["failures"] = [failure for layer, numbers, _, searched in found for failure in self._failures(recording, layer, numbers, searched)]
+        explained.attrs["failures"] = [failure for layer, numbers, _, arrays in found
+                                       for failure in failures_of(layer, numbers, self._reasons(recording, layer, numbers, arrays), "search")]
         return explained
-
-    def beams(self, recording, layer: str, unit: int) -> pd.DataFrame:
-        """All formulas that one unit's search kept: columns layer, unit, length (up to), rank (0 for the best), formula, iou."""
-        [(layer, units)] = chosen_units(recording, {layer: [unit]}).items()
-        return self._searched(recording, layer, units)[0].dropna(subset="iou").reset_index(drop=True)
 
     def _searched(self, recording, layer, units):
         """(table of all beams, what `search_units` gives)."""
         check_annotations(recording, self.annotations)
         settings = self.length, self.beam_size
         limits = recording.quantile(layer, 1 - self.share)[units]
-        key = content_key(search_units, recording.fingerprint, layer, units, self._source.fingerprint, settings, limits)
-        found = kept("compositional", key, lambda: search_units(recording, layer, self._source, units, limits, *settings))
-        return _beam_table(layer, units, found, concept_names(self._source.categories)[0]), found
+        key = content_key(search_units, recording.fingerprint, layer, units, self.source.fingerprint, settings, limits)
+        found = kept("compositional", key, lambda: search_units(recording, layer, self.source, units, limits, *settings))
+        return _beam_table(layer, units, found, concept_names(self.source.categories)[0]), found
 
-    def _failures(self, recording, layer, units, found):
-        """What is recorded of the units without a description."""
-        pooled = recording.pooled(layer, self.pool)[:, units]
-        if len(pooled) == 1:
-            return failures_of(layer, units, unit_reasons(pooled), "search")
-        finite = np.isfinite(pooled.values).all(0)
-        names = concept_names(self._source.categories)[0]
-        return failures_of(layer, units, [_reason(unit, finite, found, names) for unit in range(len(units))], "search")
+    def _reasons(self, recording, layer, units, arrays):
+        """(unit,) text: why each of the units has no description; empty for one that has."""
+        reasons = mask_reasons(recording.pooled(layer, self.pool)[:, units], arrays["active"], ~np.isnan(arrays["iou"][:, -1, 0]))
+        names = concept_names(self.source.categories)[0]
+        return [reason or _tie(arrays["terms"][unit, -1, 0], arrays["rival"][unit], names) for unit, reason in enumerate(reasons)]
 
 # %% ../../nbs/describe/08_compositional.ipynb #25809e0d
 def search_units(recording, layer, source, units, thresholds, length, beam_size) -> dict:
@@ -409,19 +395,14 @@ def _text(terms, names):
     return str(Formula(tuple(terms))) if terms else None
 
 # %% ../../nbs/describe/08_compositional.ipynb #d3c4aa4e
-def _reason(unit, finite, found, names):
-    """Why a unit, by its place among those searched, has no description; empty text if it has one."""
-    if not finite[unit]:
-        return "the unit is NaN or infinite on some images"
-    if not found["active"][unit]:
-        return "the unit never exceeds its threshold"
-    if np.isnan(found["iou"][unit, -1, 0]):
-        return "the unit is nowhere active on an annotated concept"
-    rival = _text(found["rival"][unit], names)
-    return tied([_text(found["terms"][unit, -1, 0], names), rival], 2) if rival else ""
+def _tie(best, rival, names):
+    """The reason of a unit whose best formula has a rival that fits equally well; or an empty text. Both are terms, see `search_units`."""
+    other = _text(rival, names)
+    return tied([_text(best, names), other], 2) if other else ""
 
+# %% ../../nbs/describe/08_compositional.ipynb #comptrac1
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CompositionalTrace(Trace):
+    """What led to the formula of one unit."""
 
-def _refuse_formula(name):
-    """Errors: ValueError for the name of a concept that would be read as a formula."""
-    if re.search(r" (AND|OR) ", name) or name.startswith(("NOT ", "(")):
-        raise ValueError(f"the concept {name!r} would be read as a formula: rename it, without ' AND ', ' OR ', a leading 'NOT ' or bracket")
+    beams: pd.DataFrame  # layer, unit, length (up to), rank (0 for the best), formula, iou: all formulas that the search kept

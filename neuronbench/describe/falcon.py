@@ -9,7 +9,7 @@ __all__ = ['CaptionCorpus', 'best_captions', 'caption_words', 'word_scores', 'co
 # %% ../../nbs/describe/11_falcon.ipynb #ab21bed2
 import hashlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..basics import clean_text, content_key
-from .descriptions import chosen_units, joined_frames, kept, layer_reasons, trace_frame
+from .descriptions import kept, layer_reasons
+from .method import Method, Trace, needs
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.clip import warn_of_concepts
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
-from ..probe.recording import check_images
 from ..probe.seen import Seen
 
 # %% ../../nbs/describe/11_falcon.ipynb #1fa9621e
@@ -178,38 +178,23 @@ def salient_box(
     return boxes[0] if boxes else (0, 0, *size)
 
 # %% ../../nbs/describe/11_falcon.ipynb #d1625e19
-@dataclass(frozen=True, eq=False)
-class FALCONTrace:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class FALCONTrace(Trace):
     """What led to the words of one unit; the tables are empty where `reason` says that it did not get so far."""
 
-    layer: str
-    unit: int
     exemplars: pd.DataFrame  # image (position in the probing set), activation; largest first, above the unit's mean
     maps: np.ndarray | None  # (exemplar, h, w) activation maps, or None where whole images are captioned
     counterfactuals: pd.DataFrame  # image, activation, resemblance (cosine); best first
     captions: pd.DataFrame  # image, caption, similarity: of the exemplars
     counterfactual_captions: pd.DataFrame  # image, caption, similarity
     words: pd.DataFrame  # word, score, counterfactual (score), removed; best first
-    reason: str  # why there is no description; empty if there is one
     method: object = field(repr=False)  # the FALCON that found it
     images: object = field(repr=False)  # Seen
 
     @property
-    def labels(self) -> pd.DataFrame:
-        """Columns description, score: the words that were not removed, best first."""
-        left = self.words[~self.words.removed].head(self.method.labels)
-        return left[["word", "score"]].rename(columns={"word": "description"}).reset_index(drop=True)
-
-    @property
-    def description(self) -> str | None:
-        """The best word, or None."""
-        return None if self.reason else self.labels.description.iloc[0]
-
-    @property
-    def failure(self) -> dict | None:
-        """What is recorded of a unit without a description: layer, unit, step and reason; None for a described unit."""
-        step = "words" if len(self.captions) else "exemplars"
-        return {"layer": self.layer, "unit": self.unit, "step": step, "reason": self.reason} if self.reason else None
+    def evidence(self) -> pd.DataFrame:
+        """Columns image, activation: the exemplars."""
+        return self.exemplars
 
     @cached_property
     def crops(self) -> list:
@@ -238,7 +223,7 @@ def plot_falcon(trace: FALCONTrace):
     shown = [trace.images[image] for image in trace.counterfactuals.image]
     _plot_row(grid[1], shown, trace.counterfactuals, trace.counterfactual_captions, "counterfactuals")
     _plot_words(below.subplots(), trace.words.head(16))
-    figure.suptitle(f"unit {trace.unit} of {trace.layer!r}: {trace.reason or ', '.join(trace.labels.description)}", fontsize=8, parse_math=False)
+    figure.suptitle(f"unit {trace.unit} of {trace.layer!r}: {trace.reason or ', '.join(label.text for label in trace.labels)}", fontsize=8, parse_math=False)
     return figure
 
 
@@ -262,17 +247,15 @@ def _plot_words(axis, words):
 
 # %% ../../nbs/describe/11_falcon.ipynb #4d2601f2
 @dataclass(frozen=True, eq=False)
-class FALCON:
-    """FALCON (Kalibhat et al., ICML 2023): call it on a recording to get words.
+class FALCON(Method):
+    """FALCON (Kalibhat et al., ICML 2023, arXiv:2307.10504); called as every `Method`: a row for each word, best first.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None: a row for each word, best first. A unit without words has one row without description, and
-    `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded, ValueError for
-    units that do not exist, images that are not the recorded ones and settings out of range, and those of `CaptionCorpus`.
+    Errors: KeyError for a pooling that was not recorded, ValueError for settings out of range, those of `CaptionCorpus` and of every method.
     """
 
-    clip: object  # CLIP (the paper's is ViT-B/32), or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
-    captions: object = field(repr=False)  # a CaptionCorpus or what it takes: a text file, one caption per line, or a list
+    name, label, part = "falcon", "FALCON", 512  # each part compares the whole corpus
+    clip: object = needs()  # CLIP (the paper's is ViT-B/32), or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
+    captions: object = needs(read=lambda source: source if isinstance(source, CaptionCorpus) else CaptionCorpus(source), repr=False)  # a CaptionCorpus or what it takes: a text file, one caption per line, or a list
     exemplars: int = 10  # at most: those whose activation is above the unit's mean
     crop: float | None = 0.6  # share of an activation map's maximum that exemplars are cropped to; None for whole images
     captions_per_image: int = 5
@@ -291,62 +274,64 @@ class FALCON:
         if not isinstance(self.captions, CaptionCorpus):
             object.__setattr__(self, "captions", CaptionCorpus(self.captions))
 
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        check_images(recording, images)
-        traces = [trace for layer, numbers in chosen_units(recording, units).items() for trace in self.traces(recording, layer, numbers)]
-        return joined_frames([trace_frame(trace, "FALCON") for trace in traces], [trace.failure for trace in traces if trace.failure])
-
-    def trace(self, recording, layer: str, unit: int) -> FALCONTrace:
-        """Everything that led to one unit's words."""
-        return self.traces(recording, layer, [unit])[0]
-
-    def traces(self, recording, layer: str, units) -> list:
+    def traces(self, recording, layer: str, units, watch=None) -> list:
         """A `FALCONTrace` for each unit, in order."""
-        [(layer, units)] = chosen_units(recording, {layer: units}).items()
+        units = np.asarray(units)
         looked = _looked(self, recording, layer, units)
         captions = _captioned(self, recording, layer, looked)
-        return [_worded(trace, captions) for trace in looked]
+        seen = Seen(recording.images, recording.target)
+        return [_worded(self, recording, layer, unit, captions, seen) for unit in looked]
 
 # %% ../../nbs/describe/11_falcon.ipynb #23c5079c
+def _frame(*columns):
+    """An empty table of (name, type) columns."""
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns})
+
+
+_SHOWN, _SAID = [("image", int), ("activation", float)], [("image", int), ("caption", object), ("similarity", float)]
+_WORDS = [("word", object), ("score", float), ("counterfactual", float), ("removed", bool)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Looked:
+    """The images of one unit, as `FALCONTrace` has them, or the reason why there are none."""
+
+    unit: int
+    reason: str = ""
+    exemplars: pd.DataFrame = field(default_factory=lambda: _frame(*_SHOWN))
+    maps: np.ndarray | None = None
+    counterfactuals: pd.DataFrame = field(default_factory=lambda: _frame(*_SHOWN, ("resemblance", float)))
+
+
 def _looked(method, recording, layer, units):
-    """A trace of each unit with its exemplars and counterfactuals, or with the reason why there are none."""
+    """The exemplars and counterfactuals of each unit."""
     values = recording.pooled(layer, method.pool)
     reasons, finite = layer_reasons(values)[units], np.isfinite(values.values).all(0)
     chosen = units[reasons == ""]
     best = exemplars(recording, layer, chosen, method.exemplars, pool=method.pool) if len(chosen) else None
-    images = Seen(recording.images, recording.target)
-    empty = [FALCONTrace(layer, int(unit), *_nothing(), str(reason), method, images) for unit, reason in zip(units, reasons)]
     rows = np.cumsum(reasons == "") - 1  # in `best`
-    return [trace if trace.reason else _chosen_images(trace, values[:, finite], best, row) for trace, row in zip(empty, rows)]
+    return [_Looked(int(unit), str(reason)) if reason else _chosen_images(method, int(unit), values[:, finite], best, row)
+            for unit, reason, row in zip(units, reasons, rows)]
 
 
-def _nothing():
-    """The empty parts of a trace, from `exemplars` to `words`."""
-    frame = lambda *columns: pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in columns})
-    shown, said = [("image", int), ("activation", float)], [("image", int), ("caption", object), ("similarity", float)]
-    words = frame(("word", object), ("score", float), ("counterfactual", float), ("removed", bool))
-    return frame(*shown), None, frame(*shown, ("resemblance", float)), frame(*said), frame(*said), words
-
-
-def _chosen_images(trace, values, best, row):
-    """The trace with its images; `values` (image, unit) are finite, `row` is the unit's in `best`."""
-    activations = values.sel(unit=trace.unit).values
+def _chosen_images(method, unit, values, best, row):
+    """The images of a unit; `values` (image, unit) are finite, `row` is the unit's in `best`."""
+    activations = values.sel(unit=unit).values
     above = best.activations[row] > activations.mean(dtype=np.float64)
-    images, column = best.images[row][above], list(values.unit.values).index(trace.unit)
-    maps = None if best.maps is None or trace.method.crop is None else best.maps[row][above]
-    settings = trace.method.counterfactuals, trace.method.resemblance
-    rows, cosines = counterfactual_images(values.values, column, np.searchsorted(values.image.values, images), *settings)
+    images, column = best.images[row][above], list(values.unit.values).index(unit)
+    maps = None if best.maps is None or method.crop is None else best.maps[row][above]
+    rows, cosines = counterfactual_images(values.values, column, np.searchsorted(values.image.values, images), method.counterfactuals, method.resemblance)
     others = pd.DataFrame({"image": values.image.values[rows], "activation": activations[rows], "resemblance": cosines})
     shown = pd.DataFrame({"image": images, "activation": best.activations[row][above]})
-    return replace(trace, exemplars=shown, maps=maps, counterfactuals=others)
+    return _Looked(unit, "", shown, maps, others)
 
 # %% ../../nbs/describe/11_falcon.ipynb #11d57030
-def _captioned(method, recording, layer, traces):
+def _captioned(method, recording, layer, looked):
     """{(image, unit, or None for a whole image): [(caption, similarity)]}, best first."""
     views = {}
-    for trace in traces:
-        views |= {place: None if trace.maps is None else trace.maps[number] for number, place in enumerate(_places(trace))}
-        views |= {(int(image), None): None for image in trace.counterfactuals.image}
+    for unit in looked:
+        views |= {place: None if unit.maps is None else unit.maps[number] for number, place in enumerate(_places(unit))}
+        views |= {(int(image), None): None for image in unit.counterfactuals.image}
     if not views:
         return {}
     places, maps, seen = list(views), list(views.values()), Seen(recording.images, recording.target)
@@ -360,24 +345,36 @@ def _captioned(method, recording, layer, traces):
             for place, *pair in zip(places, found["positions"].tolist(), found["similarities"])}
 
 
-def _places(trace):
-    """What `_captioned` calls the exemplars of a trace."""
-    return [(int(image), None if trace.maps is None else trace.unit) for image in trace.exemplars.image]
+def _places(looked):
+    """What `_captioned` calls the exemplars of a unit."""
+    return [(int(image), None if looked.maps is None else looked.unit) for image in looked.exemplars.image]
 
 # %% ../../nbs/describe/11_falcon.ipynb #44a77665
-def _worded(trace, captions):
-    """The trace with its captions and words."""
-    if trace.reason:
-        return trace
-    ours = _caption_table(_places(trace), captions)
-    theirs = _caption_table([(int(image), None) for image in trace.counterfactuals.image], captions)
+def _worded(method, recording, layer, looked, captions, seen):
+    """The trace of a unit from its images and all captions."""
+    tables = {"captions": _frame(*_SAID), "counterfactual_captions": _frame(*_SAID), "words": _frame(*_WORDS)}
+    step, reason = "exemplars", looked.reason
+    if not reason:
+        ours = _caption_table(_places(looked), captions)
+        theirs = _caption_table([(int(image), None) for image in looked.counterfactuals.image], captions)
+        tables = {"captions": ours, "counterfactual_captions": theirs, "words": _word_table(ours, theirs, method.removed_from)}
+        step, reason = "words" if len(ours) else "exemplars", _why_no_words(tables["words"])
+    left = tables["words"][~tables["words"].removed.astype(bool)].head(method.labels)
+    images = {"exemplars": looked.exemplars, "maps": looked.maps, "counterfactuals": looked.counterfactuals, "images": seen}
+    return FALCONTrace(recording, layer, looked.unit, list(zip(left.word, left.score)), reason, step, method.pool, method=method, **images, **tables)
+
+
+def _word_table(ours, theirs, removed_from):
+    """The words of the exemplars' captions, with what the counterfactuals' make of them."""
     scores, shared = word_scores(ours), word_scores(theirs)
     words = pd.DataFrame({"word": scores.index.astype(object), "score": scores.values, "counterfactual": shared.reindex(scores.index).fillna(0).values})
-    words["removed"] = words.counterfactual >= trace.method.removed_from
-    reason = "" if len(words) else "no caption of its exemplars has a noun, verb or adjective that can be seen"
-    if len(words) and words.removed.all():
-        reason = "its counterfactuals share every word of its exemplars"
-    return replace(trace, captions=ours, counterfactual_captions=theirs, words=words, reason=reason)
+    return words.assign(removed=words.counterfactual >= removed_from)
+
+
+def _why_no_words(words):
+    if not len(words):
+        return "no caption of its exemplars has a noun, verb or adjective that can be seen"
+    return "its counterfactuals share every word of its exemplars" if words.removed.all() else ""
 
 
 def _caption_table(places, captions):

@@ -8,15 +8,17 @@ __all__ = ['auc_from_ranks', 'label_table', 'INVERT', 'p_value', 'formulas_of', 
 # %% ../../nbs/describe/12_invert.ipynb #2285522d
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import xarray
 
 from ..basics import content_key
+from .descriptions import chosen_units, failures_of, kept, tied, unit_reasons
 from .formulas import Formula
-from .descriptions import chosen_units, describe_frame, failures_of, joined_frames, kept, tied, unit_reasons, without_failed
+from .method import NEEDS, Method, Trace, needs
 from ..probe.recording import check_images
 
 # %% ../../nbs/describe/12_invert.ipynb #e8fdd15c
@@ -160,23 +162,22 @@ def label_table(
 
 def _class_table(images):
     if images.labels is None:
-        raise ValueError("INVERT needs labels: images in one folder per class, or a boolean DataFrame as `labels`")
+        raise ValueError(f"invert needs labels: give {NEEDS['labels'].given}")
     numbers = np.asarray(images.labels)
     names = images.classes or [str(number) for number in range(numbers.max() + 1)]
     return pd.DataFrame(numbers[:, None] == np.arange(len(names)), columns=names)
 
 # %% ../../nbs/describe/12_invert.ipynb #dd2e62f8
 @dataclass(frozen=True, eq=False)
-class INVERT:
-    """INVERT (Bykov et al., NeurIPS 2023): call it on a recording to get descriptions; the score is the formula's AUC.
+class INVERT(Method):
+    """INVERT (Bykov et al., NeurIPS 2023, arXiv:2311.13594); called as every `Method`; the score is the formula's AUC.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all
-    units of all layers if `units` is None. A unit has no description if it is not finite, the same on all images, or if
-    another formula fits equally well; `.attrs["failures"]` lists layer, unit, step and reason. Errors: KeyError for a layer, ValueError for
-    units that do not exist, images that are not the recorded ones, labels that do not fit, and bounds that no formula can meet.
+    A unit has no description if it is not finite, the same on all images, or if another formula fits equally well.
+    Errors: ValueError for labels that do not fit and bounds that no formula can meet, and those of every method.
     """
 
-    labels: object = field(default=None, repr=False)  # boolean DataFrame (image, label); the images' classes if None
+    name, label, part = "invert", "INVERT", 512
+    labels: object = needs(optional=True, default=None, repr=False)  # boolean DataFrame (image, label); the images' classes if None
     length: int = 3  # labels in a formula, at most
     beam_size: int = 5  # formulas that go on at each length
     min_fraction: float = 0.001  # share of the images that a formula is true of, at least ...
@@ -187,25 +188,30 @@ class INVERT:
         if self.length < 1 or self.beam_size < 1 or not 0 <= self.min_fraction <= self.max_fraction <= 1:
             raise ValueError("expected length and beam_size of at least 1 and 0 <= min_fraction <= max_fraction <= 1")
 
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        found = self.explain(recording, images, units)
-        best = without_failed(found, ["formula", "auc", "p_adjusted"])
-        _warn_of_chance(best, recording)
-        tables = [describe_frame(layer, table.unit, table.formula, table.auc, "INVERT") for layer, table in best.groupby("layer", sort=False)]
-        return joined_frames(tables, found.attrs["failures"])
+    @classmethod
+    def check_given(cls, given, target, images):
+        """Errors: those of `label_table`."""
+        label_table(images, given["labels"])
+
+    def traces(self, recording, layer: str, units, watch=None) -> list:
+        """An `INVERTTrace` for each unit, in order."""
+        rows, reasons = self._explain(recording, label_table(recording.images, self.labels), layer, np.asarray(units))
+        _warn_of_chance(rows[reasons == ""], recording)
+        return [INVERTTrace(recording, layer, row.unit, [(row.formula, row.auc)], reason, "search", self.pool, p_adjusted=row.p_adjusted, method=self)
+                for row, reason in zip(rows.itertuples(), reasons)]
 
     def explain(self, recording, images, units=None) -> pd.DataFrame:
         """The best formula of each unit: columns layer, unit, formula, auc, p_value (as if it had been chosen beforehand), p_adjusted (corrected for
         the search), fraction (of images it is true of); the units without a description are in `.attrs["failures"]`, also those with several formulas of this AUC."""
         check_images(recording, images)
         table = label_table(images, self.labels)
-        parts = [self._explain(recording, table, layer, numbers) for layer, numbers in chosen_units(recording, units).items()]
-        found = pd.concat([part for part, _ in parts], ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
-        found.attrs["failures"] = [failure for _, failures in parts for failure in failures]
-        return found
+        parts = [(layer, numbers, *self._explain(recording, table, layer, numbers)) for layer, numbers in chosen_units(recording, units).items()]
+        explained = pd.concat([rows for *_, rows, _ in parts], ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
+        explained.attrs["failures"] = [failure for layer, numbers, _, reasons in parts for failure in failures_of(layer, numbers, reasons, "search")]
+        return explained
 
     def _explain(self, recording, table, layer, units):
-        """(table, failures) of the units of one layer."""
+        """(table of the units of one layer, (unit,) why each has no description)."""
         activations = recording.pooled(layer, self.pool)
         labels = table.loc[activations.image.values]
         why = unit_reasons(activations[:, units])
@@ -216,7 +222,7 @@ class INVERT:
         reasons = [reason or (tied([str(one), str(other)], 2) if other.terms else "") for reason, one, other in zip(why, formulas, rivals)]
         rows = pd.DataFrame({"layer": layer, "unit": units, "formula": [str(one) if one.terms and not reason else None for one, reason in zip(formulas, why)],
                              **{name: best[name] for name in _NUMBERS}})
-        return rows, failures_of(layer, units, reasons, "search")
+        return rows, np.array(reasons, dtype=object)
 
     def _best(self, activations, labels, sound):
         """Arrays over units of the best formula: "terms" and "rival" (unit, length, 3), see `_formula` and `_rival`, and `_NUMBERS`; `sound` is (unit,) bool."""
@@ -242,16 +248,11 @@ class INVERT:
             ranks = rankdata(activations[:, start : start + some], axis=0).T
             yield from _search(ranks, labels.astype(np.float64), self.length, self.beam_size, within)
 
-    def trace(self, recording, layer: str, unit: int, k: int = 10) -> "INVERTTrace":
-        """Everything that led to one unit's formula, with its `k` exemplars."""
-        [(layer, numbers)] = chosen_units(recording, {layer: [unit]}).items()
-        activations = recording.pooled(layer, self.pool)
+    def history(self, recording, layer: str, unit: int) -> list:
+        """The beams of one unit's search, see `_search`; empty for a unit that cannot be searched."""
+        activations = recording.pooled(layer, self.pool)[:, [unit]]
         labels = label_table(recording.images, self.labels).loc[activations.image.values]
-        mine = activations[:, numbers]
-        found, failures = self._explain(recording, label_table(recording.images, self.labels), layer, numbers)
-        history = next(self._searched(mine.values, labels.values)) if unit_reasons(mine)[0] == "" else []
-        return INVERTTrace(layer, int(unit), recording.top(layer, unit, k, self.pool), _beam_table(history, labels), activations[:, unit],
-                           _truth(history, activations), float(found.p_adjusted[0]), failures[0]["reason"] if failures else "")
+        return [] if unit_reasons(activations)[0] else next(self._searched(activations.values, labels.values))
 
 
 _NUMBERS = ["auc", "p_value", "p_adjusted", "fraction"]
@@ -345,26 +346,32 @@ def _warn_of_chance(found, recording):
                   "more images of each label would help, or fewer labels, a smaller length or a larger min_fraction", stacklevel=3)
 
 # %% ../../nbs/describe/12_invert.ipynb #48e63c26
-@dataclass(frozen=True, eq=False)
-class INVERTTrace:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class INVERTTrace(Trace):
     """What led to the formula of one unit."""
 
-    layer: str
-    unit: int
-    exemplars: pd.DataFrame  # image (position in the probing set), activation; largest first
-    formulas: pd.DataFrame  # length (up to), formula, auc, fraction; best first within a length; empty if the unit is not finite
-    activations: xarray.DataArray  # (image,)
-    truth: xarray.DataArray  # (image,) bool: where the best formula is true
     p_adjusted: float  # of the best formula, corrected for the search: above 0.05 it may be chance; NaN if there was none
-    reason: str  # why there is no description; empty if there is one
+    method: INVERT
 
-    @property
-    def description(self):
-        """The best formula's text, or None."""
-        if self.reason:
-            return None
-        longest = self.formulas[self.formulas.length == self.formulas.length.max()]
-        return longest.formula.iloc[0]
+    @cached_property
+    def activations(self) -> xarray.DataArray:
+        """(image,)."""
+        return self.recording.pooled(self.layer, self.pool)[:, self.unit]
+
+    @cached_property
+    def history(self) -> list:
+        """The beams of the search, which is made again."""
+        return self.method.history(self.recording, self.layer, self.unit)
+
+    @cached_property
+    def formulas(self) -> pd.DataFrame:
+        """Columns length (up to), formula, auc, fraction; best first within a length; empty if the unit is not finite."""
+        return _beam_table(self.history, label_table(self.recording.images, self.method.labels).loc[self.activations.image.values])
+
+    @cached_property
+    def truth(self) -> xarray.DataArray:
+        """(image,) bool: where the best formula is true."""
+        return _truth(self.history, self.activations)
 
 
 def _beam_table(history, labels):

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ..basics import choose, content_key
-from .descriptions import chosen_units, finite_units, joined_frames, kept, layer_reasons, trace_frame
+from .descriptions import chosen_units, finite_units, kept, layer_reasons
+from .method import Method, Trace, needs
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.region_captioner import load_published
-from ..probe.recording import check_images
 from ..probe.regions import exemplar_regions, region_features
 
 # %% ../../nbs/describe/10_milan.ipynb #milp2
@@ -42,37 +42,17 @@ def ranked_by(
     return default
 
 # %% ../../nbs/describe/10_milan.ipynb #mil06
-@dataclass(frozen=True, eq=False)
-class MILANTrace:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class MILANTrace(Trace):
     """What led to the description of one unit."""
 
-    layer: str
-    unit: int
     phrases: pd.DataFrame  # description, given_regions, anyway (log-probabilities, base e), score; best first
-    reason: str  # why there is no description; empty if there is one
     method: object = field(repr=False)  # the MILAN that found it
-    recording: object = field(repr=False)
-
-    @property
-    def labels(self) -> pd.DataFrame:
-        """Columns description, score: one row, the best phrase."""
-        return self.phrases[["description", "score"]].head(1)
-
-    @property
-    def description(self) -> str | None:
-        """The best phrase, or None."""
-        return None if self.reason else self.phrases.description.iloc[0]
-
-    @property
-    def failure(self) -> dict | None:
-        """What is recorded of a unit without a description: layer, unit, step and reason; None for a described unit."""
-        return {"layer": self.layer, "unit": self.unit, "step": "regions", "reason": self.reason} if self.reason else None
 
     @cached_property
     def regions(self):
         """The unit's exemplars and their masks: `Regions`."""
-        pool = ranked_by(self.recording, self.layer, self.method.pool)
-        return exemplar_regions(self.recording, self.layer, [self.unit], self.method.exemplars, self.method.quantile, pool=pool)[0]
+        return exemplar_regions(self.recording, self.layer, [self.unit], self.method.exemplars, self.method.quantile, pool=self.pool)[0]
 
     def plot(self):
         """A matplotlib figure: the exemplars, dark where the unit is below its threshold."""
@@ -92,17 +72,16 @@ def plot_regions(trace: MILANTrace):
 
 # %% ../../nbs/describe/10_milan.ipynb #mil08
 @dataclass(frozen=True, eq=False)
-class MILAN:
-    """MILAN (Hernandez et al., ICLR 2022): call it on a recording to get descriptions; the score is log p(d | regions) - weight * log p(d).
+class MILAN(Method):
+    """MILAN (Hernandez et al., ICLR 2022, arXiv:2201.11114); called as every `Method`; the score is log p(d | regions) - weight * log p(d).
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None. A unit that tells no images apart or is nowhere above its threshold has none; `.attrs["failures"]` lists layer,
-    unit, step and reason. Errors: KeyError for a layer and a pooling that was not recorded; ValueError for units that do not exist, images
-    that are not the recorded ones, settings out of range, and an encoder that the captioner was not trained with.
+    A unit that tells no images apart or is nowhere above its threshold has no description. Errors: KeyError for a pooling that was not recorded;
+    ValueError for settings out of range and an encoder that the captioner was not trained with; those of every method.
     """
 
-    region_captioner: object  # RegionCaptioner
-    region_encoder: object = field(repr=False)  # the StageFeatures that it was trained with
+    name, label = "milan", "MILAN"
+    region_captioner: object = needs()  # RegionCaptioner
+    region_encoder: object = needs(repr=False)  # the StageFeatures that it was trained with
     exemplars: int = 15
     quantile: float = 0.99  # of a unit's activations: its regions are where it is higher
     beam: int = 50
@@ -131,25 +110,15 @@ class MILAN:
         """The method as its authors trained it. Errors: those of `load_published`."""
         return cls(*load_published(path, device), **settings)
 
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        check_images(recording, images)
-        traces = [trace for layer, numbers in chosen_units(recording, units).items() for trace in self.traces(recording, layer, numbers)]
-        return joined_frames([trace_frame(trace, "MILAN") for trace in traces], [trace.failure for trace in traces if trace.failure])
-
-    def trace(self, recording, layer: str, unit: int) -> MILANTrace:
-        """Everything that led to one unit's description."""
-        return self.traces(recording, layer, [unit])[0]
-
-    def traces(self, recording, layer: str, units) -> list:
+    def traces(self, recording, layer: str, units, watch=None) -> list:
         """A `MILANTrace` for each unit, in order."""
-        [(layer, units)] = chosen_units(recording, {layer: units}).items()
-        pool = ranked_by(recording, layer, self.pool)
+        units, pool = np.asarray(units), ranked_by(recording, layer, self.pool)
         reasons = layer_reasons(recording.pooled(layer, pool))[units]
         looked = units[reasons == ""]
         seen = self._seen(recording, layer, looked, pool)
         phrases = dict(zip(looked.tolist(), self._phrases(seen["features"])))
         marked = dict(zip(looked.tolist(), seen["marked"].any(1)))
-        return [self._trace(recording, layer, unit, phrases.get(unit, []), str(reason) or self._why_none(phrases[unit], marked[unit]))
+        return [self._trace(recording, layer, unit, pool, phrases.get(unit, []), reason or self._why_none(phrases[unit], marked[unit]))
                 for unit, reason in zip(units.tolist(), reasons)]
 
     def _seen(self, recording, layer, units, pool):
@@ -161,9 +130,10 @@ class MILAN:
     def _phrases(self, features):
         return self.region_captioner.phrases(features, self.beam, self.length, self.weight) if len(features) else []
 
-    def _trace(self, recording, layer, unit, phrases, reason):
+    def _trace(self, recording, layer, unit, pool, phrases, reason):
         table = pd.DataFrame([vars(phrase) for phrase in phrases], columns=["text", "given_regions", "anyway", "score"])
-        return MILANTrace(layer, unit, table.rename(columns={"text": "description"}), reason, self, recording)
+        labels = [(phrase.text, phrase.score) for phrase in phrases[:1]]
+        return MILANTrace(recording, layer, unit, labels, reason, "regions", pool, phrases=table.rename(columns={"text": "description"}), method=self)
 
     def _why_none(self, phrases, marked):
         if not marked:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPT', 'patch_box', 'Patch', 'patches', 'predicted_classes', 'phrases_of', 'ClassVocabulary', 'asked_vocabularies',
-           'write_vocabulary', 'read_vocabulary', 'PatchTrace', 'PatchVocabulary']
+           'write_vocabulary', 'read_vocabulary', 'PatchTrace', 'phrase_scores', 'PatchVocabulary']
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #e6f77ea9
 import os
@@ -20,16 +20,17 @@ import torch
 
 from ..basics import choose, clean_text, content_key, replacing
 from .describe_and_dissect.candidates import cleaned, in_parts, is_refusal, written_lines
-from .descriptions import chosen_units, describe_frame, guarded, joined_frames, layer_reasons, unguarded
+from .descriptions import guarded, layer_reasons, unguarded
+from .method import Method, Trace, needs
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
+from ..foundation.consensus import Consensus
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
 from ..probe.passes import first_readable
-from ..probe.recording import check_images
 from ..probe.seen import Seen
 from ..probe.target import Target
 
@@ -237,51 +238,39 @@ def _checked(vocabulary):
     return {str(name): tuple(dict.fromkeys(filter(None, (" ".join(clean_text(phrase).split()) for phrase in phrases)))) for name, phrases in vocabulary.items()}
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #68fd312d
-@dataclass(frozen=True, eq=False)
-class PatchTrace:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PatchTrace(Trace):
     """What led to the description of one unit."""
 
-    layer: str
-    unit: int
-    patches: tuple  # of `Patch`, largest activation first
-    classes: tuple  # the class that the target predicts on the exemplar of each patch
-    vocabularies: tuple  # of `ClassVocabulary`, for each of these classes, the most frequent first
-    cosines: pd.DataFrame  # (patch, phrase): CLIP's cosines
-    reason: str = ""  # why no exemplar was looked at
+    patches: tuple = ()  # of `Patch`, largest activation first
+    classes: tuple = ()  # the class that the target predicts on the exemplar of each patch
+    vocabularies: tuple = ()  # of `ClassVocabulary`, for each of these classes, the most frequent first
+    cosines: pd.DataFrame = field(default_factory=pd.DataFrame)  # (patch, phrase): CLIP's cosines
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Columns phrase, score, classes (those whose vocabulary has it); best first."""
-        means = self.cosines.mean(axis=0)
-        of = [", ".join(one.name for one in self.vocabularies if phrase in one.phrases) for phrase in means.index]
-        table = pd.DataFrame({"phrase": list(means.index), "score": means.values, "classes": of})
-        return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        return phrase_scores(self.cosines, self.vocabularies)
 
     @property
-    def failure(self) -> dict | None:
-        """What is recorded of a unit without a description: layer, unit, step and reason; None for a described unit."""
-        if self.description is not None:
-            return None
-        said = "; ".join(f"{one.name}: {one.problem or 'its vocabulary is empty'}" for one in self.vocabularies)
-        return {"layer": self.layer, "unit": self.unit, "step": "exemplars" if self.reason else "vocabulary", "reason": self.reason or said}
-
-    @property
-    def description(self) -> str | None:
-        """The best phrase, or None."""
-        return self.scores.phrase.iloc[0] if self.cosines.size else None
-
-    @property
-    def score(self) -> float:
-        """The best phrase's score; NaN without one."""
-        return float(self.scores.score.iloc[0]) if self.cosines.size else np.nan
+    def evidence(self) -> pd.DataFrame:
+        """Columns image, activation, box: the exemplars of the patches, and where in them the patches are."""
+        return pd.DataFrame([(patch.position, patch.activation, patch.box) for patch in self.patches], columns=["image", "activation", "box"])
 
     def plot(self):
         """A matplotlib figure: the patches with the predicted classes, and the best phrases with the classes they come from."""
         return _plot_trace(self)
 
-    def __repr__(self):
-        outcome = repr(self.description) if self.failure is None else f"no description: {self.failure['reason']}"
-        return f"PatchTrace of unit {self.unit} of {self.layer!r}: {outcome}"
+
+def phrase_scores(
+    cosines: pd.DataFrame,  # (patch, phrase)
+    vocabularies: tuple,  # of `ClassVocabulary`
+) -> pd.DataFrame:
+    """Columns phrase, score (mean cosine with the patches), classes (those whose vocabulary has it); best first."""
+    means = cosines.mean(axis=0)
+    classes = [", ".join(each.name for each in vocabularies if phrase in each.phrases) for phrase in means.index]
+    table = pd.DataFrame({"phrase": list(means.index), "score": means.values, "classes": classes})
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #68fd312f
 def _plot_trace(trace, phrases=8):
@@ -300,18 +289,17 @@ def _plot_trace(trace, phrases=8):
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #561777a1
 @dataclass(frozen=True, eq=False)
-class PatchVocabulary:
-    """Patches and a language model's vocabulary (Zhao et al., AAAI 2024): call it on a recording to get descriptions.
+class PatchVocabulary(Method):
+    """Patches and a language model's vocabulary (Zhao et al., AAAI 2024); called as every `Method`.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None. A unit without vocabulary, or that tells no images apart, has no description: `.attrs["failures"]` lists layer,
-    unit, step and reason, and `.attrs["refused"]` has the reason for each class without one. Errors: ValueError for a target without class names or class scores and for settings out of
-    range; KeyError or ValueError for layers, units and images that do not fit; those of the chat model that stop all requests.
+    A unit without vocabulary, or that tells no images apart, has no description; `vocabularies` tells which class has none, and why. Errors: ValueError for a
+    target without class names or class scores and for settings out of range; those of the chat model that stop all requests, and those of every method.
     """
 
-    clip: object  # CLIP ("ViT-B-32" in the paper), or anything with `embed_images` and `embed_texts`
-    chat: object = None  # Chat, LocalChat, or anything with `answers`: asked for the classes that `vocabulary` lacks
-    vocabulary: object = field(default=None, repr=False)  # made by hand: {class: phrases}, or a CSV file as `write_vocabulary` makes it
+    name, label, part = "patch-vocabulary", "PatchVocabulary", 256
+    clip: object = needs()  # CLIP ("ViT-B-32" in the paper), or anything with `embed_images` and `embed_texts`
+    chat: object = needs(default=None)  # Chat, LocalChat, or anything with `answers`: asked for the classes that `vocabulary` lacks
+    vocabulary: object = needs(optional=True, default=None, repr=False)  # made by hand: {class: phrases}, or a CSV file as `write_vocabulary` makes it
     exemplars: int = 10
     threshold: float | None = None  # of the map, 0..255 of its own range; Otsu's if None
     margin: float = 0.5  # around the region, on each side, as a share of its width and height
@@ -332,33 +320,38 @@ class PatchVocabulary:
             raise ValueError(f"expected at least one exemplar and a margin of 0 or more, not {self.exemplars} and {self.margin}")
         CropSettings(threshold=self.threshold)  # it says what is wrong with a threshold
 
-    def __call__(self, recording, images, units=None) -> pd.DataFrame:
-        check_images(recording, images)
-        parts = [(layer, numbers[start : start + _UNITS])
-                 for layer, numbers in chosen_units(recording, units).items() for start in range(0, len(numbers), _UNITS)]
-        tables = [_table(layer, self.traces(recording, layer, numbers)) for layer, numbers in parts]
-        return _joined(tables)
+    @classmethod
+    def check_given(cls, given, target, images):
+        """Errors: ValueError for a target without class names, and where a consensus would have to know what is seen of a class."""
+        if not target.classes:
+            raise ValueError("patch-vocabulary makes its vocabulary by class, and this network has no class names: give Target(..., classes=[...]), the names of its outputs")
+        if isinstance(given.get("chat"), Consensus) and not given.get("vocabulary"):
+            raise ValueError("patch-vocabulary asks what is seen of a class, which a consensus cannot tell: give Workbench(vocabulary=...) or a language model as chat=...")
 
-    def trace(self, recording, layer: str, unit: int) -> PatchTrace:
-        """Everything that led to one unit's description."""
-        return self.traces(recording, layer, [unit])[0]
-
-    def traces(self, recording, layer: str, units) -> list:
-        """A `PatchTrace` for each unit, in order; a few hundred units fit in memory."""
-        [(layer, units)] = chosen_units(recording, {layer: units}).items()
+    def traces(self, recording, layer: str, units, watch=None) -> list:
+        """A `PatchTrace` for each unit, in order."""
+        units = np.asarray(units)
         _whole(recording)  # it says what is missing before anything is looked at
         reasons = layer_reasons(recording.pooled(layer, self.pool))[units]
         best = exemplars(recording, layer, units[reasons == ""], self.exemplars, pool=self.pool)
         found = patches(recording, best, self.threshold, self.margin)
         seen_as = predicted_classes(recording, best.images[best.images >= 0])
         known = self.vocabularies(dict.fromkeys(seen_as.values()))
-        images = _embedded({(patch.position, patch.box): patch.image for own in found for patch in own}, self.clip.embed_images)
-        phrases = {phrase: phrase for one in known.values() for phrase in one.phrases}
+        images = _embedded({(patch.position, patch.box): patch.image for each in found for patch in each}, self.clip.embed_images)
+        phrases = {phrase: phrase for each in known.values() for phrase in each.phrases}
         warn_of_concepts(self.clip, phrases)
         texts = _embedded(phrases, self.clip.embed_texts)
-        traces = {int(unit): _matched(layer, int(unit), own, seen_as, known, images, texts) for unit, own in zip(best.units, found)}
-        nothing = {int(unit): PatchTrace(layer, int(unit), (), (), (), pd.DataFrame(), str(reason)) for unit, reason in zip(units, reasons) if reason}
-        return [(traces | nothing)[unit] for unit in units.tolist()]
+        parts = {int(unit): _matched(of_unit, seen_as, known, images, texts) for unit, of_unit in zip(best.units, found)}
+        return [self._trace(recording, layer, unit, parts.get(unit, {}), reason) for unit, reason in zip(units.tolist(), reasons)]
+
+    def _trace(self, recording, layer, unit, parts, reason):
+        if reason:
+            return PatchTrace(recording, layer, unit, (), reason, "exemplars", self.pool)
+        if not parts["cosines"].size:
+            said = "; ".join(f"{each.name}: {each.problem or 'its vocabulary is empty'}" for each in parts["vocabularies"])
+            return PatchTrace(recording, layer, unit, (), said, "vocabulary", self.pool, **parts)
+        best = phrase_scores(parts["cosines"], parts["vocabularies"]).iloc[0]
+        return PatchTrace(recording, layer, unit, [(best.phrase, best.score)], pool=self.pool, **parts)
 
     def vocabularies(
         self,
@@ -371,35 +364,18 @@ class PatchVocabulary:
         question = self.prompt.replace("{class}", " ".join(name.split()))
         return Request(({"role": "user", "content": question},), self.temperature, self.max_tokens, self.seed, "phrases")
 
-
-_UNITS = 256  # taken through the steps together: their patches fit in memory
-
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #e6457231
-def _table(layer, traces):
-    """The descriptions of some units of a layer; a class or unit without words is in its `.attrs`."""
-    table = describe_frame(layer, [one.unit for one in traces], [one.description for one in traces], [one.score for one in traces], "PatchVocabulary")
-    table.attrs["failures"] = [one.failure for one in traces if one.failure]
-    table.attrs["refused"] = {one.name: one.problem for trace in traces for one in trace.vocabularies if one.problem}
-    return table
-
-
-def _joined(tables):
-    table = joined_frames(tables, [failure for one in tables for failure in one.attrs["failures"]])
-    table.attrs["refused"] = {name: problem for one in tables for name, problem in one.attrs["refused"].items()}
-    return table
-
-
 def _embedded(distinct, embed):
     """{key: vector} of {key: image or phrase}."""
     return dict(zip(distinct, embed(list(distinct.values()), progress=False), strict=True)) if distinct else {}
 
 
-def _matched(layer, unit, own, seen_as, known, images, texts):
-    """The `PatchTrace` of a unit with the patches `own`."""
-    classes = tuple(seen_as[patch.position] for patch in own)
+def _matched(patches_of_unit, seen_as, known, images, texts):
+    """The parts of a unit's `PatchTrace`."""
+    classes = tuple(seen_as[patch.position] for patch in patches_of_unit)
     names = sorted(dict.fromkeys(classes), key=lambda name: -classes.count(name))
     phrases = list(dict.fromkeys(phrase for name in names for phrase in known[name].phrases))
-    cosines = np.zeros((len(own), len(phrases)))
+    cosines = np.zeros((len(patches_of_unit), len(phrases)))
     if cosines.size:
-        cosines = np.stack([images[patch.position, patch.box] for patch in own]) @ np.stack([texts[phrase] for phrase in phrases]).T
-    return PatchTrace(layer, unit, own, classes, tuple(known[name] for name in names), pd.DataFrame(cosines, columns=phrases))
+        cosines = np.stack([images[patch.position, patch.box] for patch in patches_of_unit]) @ np.stack([texts[phrase] for phrase in phrases]).T
+    return {"patches": patches_of_unit, "classes": classes, "vocabularies": tuple(known[name] for name in names), "cosines": pd.DataFrame(cosines, columns=phrases)}

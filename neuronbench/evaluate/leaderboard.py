@@ -17,7 +17,6 @@ from ..basics import check_columns, choose, name_list
 from ..describe.clip_dissect import CLIPDissect
 from ..describe.compositional import CompositionalExplanations
 from ..describe.describe_and_dissect.method import DescribeAndDissect
-from ..describe.descriptions import joined_frames
 from ..describe.falcon import FALCON
 from ..describe.invert import INVERT
 from ..describe.milan import MILAN
@@ -77,7 +76,7 @@ def unit_answers(
         raise TypeError(f"methods are given by name, as `world_methods(world, names)` gives them, not as {methods!r:.80}")
     runs = [_run(world, recording, name, method, layer) for name, method in methods.items() for layer in world.truth.layer.unique()]
     known = world.truth[["layer", "unit", "description"]].assign(score=1.0, seconds=0.0)
-    table = world.marked(joined_frames([*(rows for rows, _ in runs), known.assign(method=TRUTH), known.assign(method=SAME, description=BASELINE)], []))
+    table = world.marked(pd.concat([*(rows for rows, _ in runs), known.assign(method=TRUTH), known.assign(method=SAME, description=BASELINE)], ignore_index=True))
     table.attrs["failures"] = [failure for _, failures in runs for failure in failures]
     return table
 

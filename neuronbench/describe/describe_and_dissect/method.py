@@ -9,18 +9,16 @@ __all__ = ['StepBars', 'DescribeAndDissect']
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from .augmentation import augment
 from .candidates import Asking, candidates_of, captions_as_candidates, in_parts
-from ..descriptions import chosen_units, joined_frames, trace_frame
 from .prompts import Prompts
 from .selection import Studio, painted_by
-from .trace import Choice, Trace
+from .trace import Choice, traced
+from ..method import Method, needs
 from ...probe.activations import LayerActivations
 from ...probe.crops import CropSettings
-from ...probe.recording import check_images
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #ad18f52e
 class StepBars:
@@ -43,19 +41,19 @@ class StepBars:
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #02a01603
 @dataclass(frozen=True, eq=False)
-class DescribeAndDissect:
-    """Describe-and-Dissect (Bai et al., TMLR 2025): call it on a recording to get descriptions.
+class DescribeAndDissect(Method):
+    """Describe-and-Dissect (Bai et al., TMLR 2025, arXiv:2403.13771); called as every `Method`.
 
-    `method(recording, images, units={"layer4": [3, 7]})` gives a DataFrame layer, unit, description, score, method, for all units of all
-    layers if `units` is None; with `labels` above 1 a unit may have several rows, best first. A unit that fails at some step, or that
-    is not finite or the same on all images or on all painted ones, has no description; `.attrs["failures"]` lists layer, unit, step and reason. `watch(step, done, total)` is called between batches and may raise
-    to stop; the next call continues. Errors: KeyError or ValueError for settings, layers, units and images that do not fit.
+    With `labels` above 1 a unit may have several rows, best first. A unit that fails at some step, or that is not finite or the same on all images or
+    on all painted ones, has no description. `watch(step, done, total)` is called between batches and may raise to stop; the next call continues.
+    Errors: KeyError or ValueError for settings that do not fit, and those of every method.
     """
 
-    captioner: object  # Captioner, ConceptCaptioner, ChatCaptioner, or anything with `captions`
-    chat: object  # Chat, LocalChat, Consensus, or anything with `answers`
-    painter: object  # Painter, or anything with `paint` and `fingerprint`
-    clip: object  # CLIP, or anything with `embed_images`, `embed_texts` and `fingerprint`
+    name, label = "describe-and-dissect", "Describe-and-Dissect"
+    captioner: object = needs()  # Captioner, ConceptCaptioner, ChatCaptioner, or anything with `captions`
+    chat: object = needs()  # Chat, LocalChat, Consensus, or anything with `answers`
+    painter: object = needs()  # Painter, or anything with `paint` and `fingerprint`
+    clip: object = needs()  # CLIP, or anything with `embed_images`, `embed_texts` and `fingerprint`
     exemplars: int = 10  # and so many of exemplars and crops together are captioned
     crops: CropSettings | None = CropSettings()  # None for no crops
     image_size: int = 375  # of the squares that exemplars are resized to, in pixels
@@ -81,30 +79,19 @@ class DescribeAndDissect:
     def _choice(self):
         return Choice(self.scoring, self.beta, self.t, self.labels)
 
-    def __call__(self, recording, images, units=None, watch=None) -> pd.DataFrame:
-        check_images(recording, images)
-        tables, failures = [], []
-        for layer, numbers in chosen_units(recording, units).items():
-            for start in range(0, len(numbers), _UNITS):
-                traces = self.traces(recording, layer, numbers[start : start + _UNITS], watch)
-                tables += [trace_frame(trace, _method_name(trace)) for trace in traces]
-                failures += [trace.failure for trace in traces if trace.failure]
-        return joined_frames(tables, failures)
-
-    def trace(self, recording, layer: str, unit: int, watch=None) -> Trace:
-        """Everything that led to one unit's description."""
-        return self.traces(recording, layer, [unit], watch)[0]
+    def label_of(self, trace) -> str:
+        """The method, and whether no language model was asked."""
+        return self.label + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
 
     def traces(self, recording, layer: str, units, watch=None) -> list:
-        """A `Trace` for each unit, in order; a few hundred units fit in memory."""
-        [(layer, units)] = chosen_units(recording, {layer: units}).items()
-        watch = watch or StepBars()
-        look = LayerActivations(recording.target, layer, recording.pool_of(layer, self.pool))
+        """A `DescribeAndDissectTrace` for each unit, in order."""
+        watch, pool = watch or StepBars(), recording.pool_of(layer, self.pool)
+        look = LayerActivations(recording.target, layer, pool)
         augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), look)
         found = self._candidates(augmented, watch)
         studio = Studio(self.painter, self.clip, look, self.images_per_candidate) if self.select else None
         painted = self._painted(studio, units, augmented, found, watch) if self.select else [None] * len(units)
-        return [Trace(layer, int(unit), *steps, self._choice(), studio) for unit, *steps in zip(units, augmented, found, painted)]
+        return [traced(recording, layer, unit, *steps, self._choice(), studio, pool) for unit, *steps in zip(units, augmented, found, painted)]
 
     def _candidates(self, augmented, watch):
         captions = _each_once(augmented, lambda images: self.captioner.captions(images, progress=False), 64, "captions", watch)
@@ -123,8 +110,6 @@ class DescribeAndDissect:
                 for unit, asked, seen in zip(units, prompts, exemplars)]
 
 
-_UNITS = 64  # taken through the steps together: their images fit in memory
-
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #6be86602
 def _each_once(augmented, answer, size, step, watch):
     """For each unit the answers for its images; `answer` (list of images -> list) sees every distinct image once."""
@@ -133,8 +118,3 @@ def _each_once(augmented, answer, size, step, watch):
     answers = in_parts(images.values(), lambda part: list(answer(part)), size, lambda *counts: watch(step, *counts))
     known = dict(zip(images, answers, strict=True))
     return [[known[place] for place in own] for own in places]
-
-
-def _method_name(trace):
-    """The method, and whether no language model was asked."""
-    return "Describe-and-Dissect" + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
