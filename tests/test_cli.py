@@ -197,7 +197,7 @@ def unread(monkeypatch):
     (["--concepts", "99999999"], ["99,999,999 common words"]),
     (["--captions", "corpus.txt"], ["clip-dissect does not use --captions", "for falcon"]),
     (["--method", "invert", "--concepts", "100"], ["invert does not use --concepts", "for clip-dissect"]),
-    (["--method", "invert", "--clip", "ViT-B-16"], ["invert does not use --clip,", "clip-dissect and describe-and-dissect"]),
+    (["--method", "invert", "--clip", "ViT-B-16"], ["invert does not use --clip,", "clip-dissect, describe-and-dissect, falcon and patch-vocabulary"]),
     (["--method", "falcon", "--captions", "x", "--chat", "consensus"], ["falcon does not use --chat", "describe-and-dissect and patch-vocabulary"]),
     (["--labels", "labels.csv"], ["clip-dissect does not use --labels, which is for invert"]),
     (["--painter", "x"], ["does not use --painter"]),

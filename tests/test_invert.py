@@ -272,7 +272,7 @@ def test_wrong_labels_are_refused():
     activations, labels = random_case(12)
     recording = recorded(activations)
     images = recording.images
-    with pytest.raises(ValueError, match="INVERT needs labels"):
+    with pytest.raises(ValueError, match="invert needs labels"):
         INVERT()(recording, images)
     with pytest.raises(ValueError, match="59 rows of labels for 60 images"):
         INVERT(labelled(labels[1:]))(recording, images)

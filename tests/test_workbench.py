@@ -82,7 +82,7 @@ def test_annotations_of_other_images_are_refused_before_an_image_is_seen():
 def test_a_consensus_is_not_asked_for_a_vocabulary():
     bench = bench_of(pictures(), chat=nb.Consensus())
     bench.target.classes = ["boat"]
-    with pytest.raises(ValueError, match="Consensus cannot tell: give Workbench\\(vocabulary="):
+    with pytest.raises(ValueError, match="consensus cannot tell: give Workbench\\(vocabulary="):
         bench.check("0", "patch-vocabulary")
     assert bench.check("0", "patch-vocabulary", vocabulary={"boat": ["a sail"]}).vocabulary
 
