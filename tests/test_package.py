@@ -9,7 +9,7 @@ import pytest
 import neuronbench as nb
 
 PACKAGE = Path(nb.__file__).parent
-FLOORS = {"basics": 0, "pictures": 0, "words": 0, "probe": 1, "foundation": 1, "describe": 2, "embedded": 2, "evaluate": 3, "show": 4, "widgets": 5, "workbench": 6, "cli": 7}
+FLOORS = {"basics": 0, "registry": 0, "pictures": 0, "words": 0, "probe": 1, "foundation": 1, "describe": 2, "embedded": 2, "evaluate": 3, "show": 4, "widgets": 5, "workbench": 6, "cli": 7}
 HEAVY = ["torch", "numpy", "pandas", "open_clip", "transformers", "matplotlib", "jupyterlab"]
 
 
