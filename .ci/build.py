@@ -1,9 +1,10 @@
 """The chores around nbdev: export, README.md, and the checks that CI makes on the notebooks.
 
-    python .ci/build.py export      clean the notebooks, and make the modules and README.md from them
+    python .ci/build.py export      clean the notebooks, and make the modules, the stub and README.md from them
     python .ci/build.py check       fail when anything exported, cleaned or stored is not as the notebooks say
     python .ci/build.py chromium    make sure that the browser tests have a browser
 """
+import ast
 import json
 import os
 import re
@@ -24,7 +25,34 @@ def notebooks(root=ROOT):
 
 
 def modules(root=ROOT):
-    return {p.relative_to(root): p.read_text() for p in sorted((root / "neuronbench").rglob("*.py"))}
+    return {p.relative_to(root): p.read_text() for p in sorted((root / "neuronbench").rglob("*.py*")) if p.suffix in (".py", ".pyi")}
+
+
+def stub(root=ROOT):
+    """`neuronbench/__init__.pyi` as text: the public names, which are loaded when they are first used, as imports that an editor can follow."""
+    package, lines = root / "neuronbench", []
+    for name, module in public_names(package).items():
+        folder, _, file = module.rpartition(".")
+        whole = name == file and name not in defined_names(package.joinpath(*module.split(".")).with_suffix(".py"))
+        lines.append(f"from .{folder if whole else module} import {name} as {name}")
+    return "\n".join(["# Made from the table in nbs/01_init.ipynb by `make export`; edit that.", *lines, "", "__version__: str", "__all__: list[str]", ""])
+
+
+def public_names(package):
+    """{name: module} as the package's table says, without importing it."""
+    assigned = [node for node in ast.parse((package / "__init__.py").read_text()).body if isinstance(node, ast.Assign)]
+    return next((ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "_MODULE_OF"), {})
+
+
+def defined_names(path):
+    """What a module's functions and classes are called."""
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def export_modules(root):
+    """Make the modules and the stub of `root` from its notebooks."""
+    subprocess.run([BIN / "nbdev_export"], cwd=root, check=True)
+    (root / "neuronbench" / "__init__.pyi").write_text(stub(root))
 
 
 def readme(root=ROOT):
@@ -61,7 +89,7 @@ def clean(root):
 
 def export():
     clean(ROOT)
-    subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
+    export_modules(ROOT)
     (ROOT / "README.md").write_text(readme())
 
 
@@ -70,7 +98,7 @@ def rebuilt(folder):
     shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(ROOT / "settings.ini", folder)
     (folder / "neuronbench").mkdir()
-    subprocess.run([BIN / "nbdev_export"], cwd=folder, check=True)
+    export_modules(folder)
     clean(folder)
     return folder
 

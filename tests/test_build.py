@@ -44,6 +44,14 @@ def test_a_module_edited_by_hand_is_found(copy):
     assert done.returncode == 1 and "basics.py: differs from its notebook" in done.stdout
 
 
+def test_a_stub_edited_by_hand_is_found_and_export_makes_it_anew(copy):
+    stub = copy / "neuronbench" / "__init__.pyi"
+    stub.write_text(stub.read_text() + "\nfrom .basics import choose as choose\n")
+    done = build(copy, "check")
+    assert done.returncode == 1 and "__init__.pyi: differs from its notebook" in done.stdout
+    assert build(copy, "export").returncode == 0 and build(copy, "check").returncode == 0 and "choose" not in stub.read_text()
+
+
 def test_a_module_without_a_notebook_is_found(copy):
     (copy / "neuronbench" / "orphan.py").write_text("x = 1\n")
     assert "orphan.py: differs" in build(copy, "check").stdout
