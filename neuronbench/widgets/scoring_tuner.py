@@ -17,7 +17,7 @@ from ..describe.describe_and_dissect.reasons import images_that_count, ordered_i
 from ..describe.describe_and_dissect.scoring import SCORINGS, scoring_name
 from ..pictures import jpeg, small_png
 from ..probe.crops import CropSettings
-from .files import joined
+from .files import bundled, joined
 from .tuner import Tuner, method_call
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #0c2c9aae
@@ -27,7 +27,7 @@ FIELDS = ("scoring", "beta", "t", "images_per_candidate")
 class ScoringState(Tuner):
     """The traits of the scoring tuner: the fields of `DescribeAndDissect` that choose among painted candidates."""
 
-    _esm = joined("parts.js", "tuner.js", "scoring_tuner.js")
+    _esm = bundled("scoring_tuner.mjs")
     _css = joined("parts.css", "tuner.css", "scoring_tuner.css")
     scoring = traitlets.Unicode(help="Name of the scoring function that chooses; one of `scorings`.").tag(sync=True)
     beta = traitlets.Int(5, min=1, help="How many of a candidate's smallest ranks topk_squared takes.").tag(sync=True)

@@ -137,7 +137,7 @@ class TunerState(TakesTurns, WithStill, anywidget.AnyWidget):
 
 # %% ../../nbs/widgets/04_tuner.ipynb #d755ded4
 class Tuner(TunerState):
-    """A view of one unit with controls; the parent of every tuner, whose own files come after tuner.js and tuner.css."""
+    """A view of one unit with controls; the parent of every tuner, whose own files come after tuner.css, and import tuner.mjs."""
 
     def __init__(self, recording, layer=None, unit=0, **traits):
         self.recording, self.model_names = recording, {}  # see `written`

@@ -14,7 +14,7 @@ import traitlets
 from ..basics import choose
 from ..probe.recording import same_images
 from ..show.evidence import choose_unit
-from .files import joined
+from .files import bundled, joined
 from .compare import Compare
 from .crops_tuner import FIELDS as CROP_FIELDS
 from .crops_tuner import CropsTuner
@@ -31,7 +31,7 @@ TABS = ("Crops", "Prompts", "Scoring", "Compare")
 class TunersBar(Tuner):
     """The choice of the unit and of the tuner."""
 
-    _esm = joined("parts.js", "tuner.js", "tuners.js")
+    _esm = bundled("tuners.mjs")
     _css = joined("parts.css", "tuner.css", "tuners.css")
     tabs = traitlets.List(list(TABS), help="The names of the tuners.").tag(sync=True)
     tab = traitlets.Int(0, min=0, max=len(TABS) - 1, help="The tuner on view, from 0.").tag(sync=True)

@@ -1,11 +1,19 @@
-/* The view of neuronbench.widgets.compare.Compare. The files parts.js and tuner.js come before it. */
+/* The view of neuronbench.widgets.compare.Compare. */
 
-export default {
-  render({ model, el }) {
-    const view = new CompareView(model, el);
-    return () => view.remove();
-  },
-};
+import { bitmaps, field, make, save, tableHead, unitTitle, widget } from "./parts.mjs";
+import { scoreMark, TunerView, thumbnail, truthKnown, truthMark } from "./tuner.mjs";
+
+export function nameOfPictures(layer, unit, pool) {
+  return JSON.stringify([layer, unit, pool]);
+}
+
+export function columnHeads(truth, names) {
+  return ["unit", "exemplars", ...(truth ? ["truth"] : []), ...names];
+}
+
+export function unitCount(count) {
+  return count === 1 ? "1 unit" : `${count} units`;
+}
 
 class CompareView extends TunerView {
   constructor(model, el) {
@@ -29,27 +37,51 @@ class CompareView extends TunerView {
     this.strips = new Map(); // unit -> the element with its pictures
     this.pictures = new Map(); // name of layer, unit and pooling -> canvases that have arrived
     this.headline = make("h3", { class: "nb-title" });
-    this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false" });
+    this.query = make("input", {
+      type: "search",
+      placeholder: "Search descriptions",
+      "aria-label": "Search descriptions or unit number",
+      spellcheck: "false",
+    });
     this.query.addEventListener("input", () => this.set({ query: this.query.value }));
-    this.chosen = make("input", { type: "text", class: "nb-units", "aria-label": "Units in the table", placeholder: "all", title: "Numbers and ranges, such as 3, 5-9", spellcheck: "false" });
+    this.chosen = make("input", {
+      type: "text",
+      class: "nb-units",
+      "aria-label": "Units in the table",
+      placeholder: "all",
+      title: "Numbers and ranges, such as 3, 5-9",
+      spellcheck: "false",
+    });
     this.chosen.addEventListener("change", () => this.set({ chosen: this.chosen.value }));
-    this.differ = make("input", { type: "checkbox", onchange: () => this.set({ only_disagreeing: this.differ.checked }) });
-    this.found = make("span", { class: "nb-muted", "aria-live": "polite" });
-    const button = (text, kind, title) => make("button", { type: "button", class: "nb-button", text, title, onclick: () => this.send(kind) });
+    this.differ = make("input", {
+      type: "checkbox",
+      onchange: () => this.set({ only_disagreeing: this.differ.checked }),
+    });
+    this.hits = make("span", { class: "nb-muted", "aria-live": "polite" });
+    const button = (text, kind, title) =>
+      make("button", { type: "button", class: "nb-button", text, title, onclick: () => this.send(kind) });
     const filter = make(
       "div",
       { class: "nb-row" },
-      make("div", { class: "nb-controls" }, field("Units", this.chosen), this.query, make("label", { class: "nb-field" }, this.differ, make("span", { text: "only where they disagree" })), this.found),
-      make("div", { class: "nb-controls" }, button("Export CSV", "csv", "Download the descriptions listed"), button("Save page", "page", "Download the table as a page that needs no kernel")),
+      make(
+        "div",
+        { class: "nb-controls" },
+        field("Units", this.chosen),
+        this.query,
+        make("label", { class: "nb-field" }, this.differ, make("span", { text: "only where they disagree" })),
+        this.hits,
+      ),
+      make(
+        "div",
+        { class: "nb-controls" },
+        button("Export CSV", "csv", "Download the descriptions listed"),
+        button("Save page", "page", "Download the table as a page that needs no kernel"),
+      ),
     );
     this.table = make("table", { class: "nb-table" });
     this.seen = new IntersectionObserver((entries) => this.fetch(entries), { rootMargin: "400px" });
+    this.endings.push(() => this.seen.disconnect());
     return [this.headline, filter, make("div", { class: "nb-scrolled nb-tall" }, this.table)];
-  }
-
-  remove() {
-    this.seen.disconnect();
-    super.remove();
   }
 
   listen() {
@@ -64,17 +96,15 @@ class CompareView extends TunerView {
 
   show() {
     const [rows, listed] = [this.get("rows"), new Set(this.get("listed"))];
-    const count = rows.length === 1 ? "1 unit" : `${rows.length} units`;
-    this.headline.replaceChildren(make("span", { class: "nb-muted", text: this.get("layer") }), ` ${count}`);
+    const truth = truthKnown(rows);
+    this.headline.replaceChildren(...unitTitle(this.get("layer"), unitCount(rows.length)));
     this.showFilter();
     this.seen.disconnect();
     this.strips.clear();
-    const truth = rows.some((row) => row.truth !== null);
-    const heads = ["unit", "exemplars", ...(truth ? ["truth"] : []), ...this.get("names")];
-    const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col", text }))));
+    const head = tableHead(columnHeads(truth, this.get("names")));
     const body = rows.filter((row) => listed.has(row.unit)).map((row) => this.row(row, truth));
     this.table.replaceChildren(head, make("tbody", {}, ...body));
-    this.strips.forEach((strip) => this.seen.observe(strip));
+    for (const strip of this.strips.values()) this.seen.observe(strip);
     this.root.dataset.listed = listed.size;
   }
 
@@ -83,7 +113,7 @@ class CompareView extends TunerView {
     if (this.chosen !== document.activeElement) this.chosen.value = this.get("chosen");
     this.differ.checked = this.get("only_disagreeing");
     const [listed, all] = [this.get("listed").length, this.get("rows").length];
-    this.found.textContent = listed === all ? "" : `${listed} of ${all}`;
+    this.hits.textContent = listed === all ? "" : `${listed} of ${all}`;
   }
 
   row(row, truth) {
@@ -103,8 +133,8 @@ class CompareView extends TunerView {
 
   answer({ said, score, right, reason }) {
     if (said === null) return make("td", { class: "nb-muted", text: reason || "not described" });
-    const said_ = make("span", { class: "nb-said-small", text: said });
-    return make("td", {}, said_, ...mark(right), ...(score === null ? [] : [make("span", { class: "nb-score", text: readable(score) })]));
+    const words = make("span", { class: "nb-said-small", text: said });
+    return make("td", {}, words, ...truthMark(right), ...scoreMark(score));
   }
 
   /* what Python sends: pictures of the rows that come into view, and files to keep */
@@ -112,20 +142,22 @@ class CompareView extends TunerView {
   fetch(entries) {
     const units = entries.filter((entry) => entry.isIntersecting).map((entry) => Number(entry.target.dataset.unit));
     const missing = units.filter((unit) => !this.pictures.has(this.nameOf(unit)));
-    missing.forEach((unit) => this.pictures.set(this.nameOf(unit), []));
+    for (const unit of missing) this.pictures.set(this.nameOf(unit), []);
     if (missing.length) this.send("pictures", { layer: this.get("layer"), units: missing, pool: this.get("pool") });
   }
 
-  nameOf(unit, layer = this.get("layer"), pool = this.get("pool")) {
-    return JSON.stringify([layer, unit, pool]);
+  nameOf(unit) {
+    return nameOfPictures(this.get("layer"), unit, this.get("pool"));
   }
 
   async receive(content, buffers) {
     if (content.kind === "file") save(content.name, content.type, content.text);
     if (content.kind !== "pictures") return;
     const canvases = (await bitmaps(buffers)).map((bitmap) => thumbnail(bitmap));
-    const name = this.nameOf(content.unit, content.layer, content.pool);
+    const name = nameOfPictures(content.layer, content.unit, content.pool);
     this.pictures.set(name, canvases);
     if (name === this.nameOf(content.unit)) this.strips.get(content.unit)?.replaceChildren(...canvases);
   }
 }
+
+export default widget(CompareView);

@@ -1,9 +1,17 @@
-/* What every tuner's view is made of: the bar, controls bound to traits, the run line, the code. The file parts.js comes before it. */
+/* What every tuner's view is made of: the bar, controls bound to traits, the run line, the code. */
+
+import { canvasOf, make, options, readable, UnitBar, View, within } from "./parts.mjs";
 
 const COPIED = 1600; // ms that the button says so
 
+// What runs, and how far it is; `running` is {} where nothing does, and its total is null or 0 where that is not known.
+export function progressText({ step, done, total }) {
+  if (step === undefined) return "";
+  return total ? `${step}: ${done} of ${total}` : step;
+}
+
 // Subclasses give `title`, `buildSide`, `buildMain`, `show` and, where Python sends pictures, `receive`.
-class TunerView extends View {
+export class TunerView extends View {
   constructor(model, el) {
     super(model);
     this.controls = []; // functions that bring a control up to date with its traits
@@ -22,15 +30,35 @@ class TunerView extends View {
     this.bar = new UnitBar(this);
     this.message = make("div", { class: "nb-message", role: "status" });
     const name = { class: `nb-view nb-tuner ${this.kind}`, tabindex: "0", role: "group", "aria-label": this.title };
-    const body = make("div", { class: "nb-body" }, make("div", { class: "nb-side" }, ...this.buildSide()), make("div", { class: "nb-main" }, ...this.buildMain()));
+    const body = make(
+      "div",
+      { class: "nb-body" },
+      make("div", { class: "nb-side" }, ...this.buildSide()),
+      make("div", { class: "nb-main" }, ...this.buildMain()),
+    );
     return make("div", name, this.bar.root, this.message, body, this.buildFoot());
   }
 
   buildFoot() {
-    this.copied = make("button", { type: "button", class: "nb-button", text: "Copy as code", onclick: () => this.copyCode() });
+    this.copied = make("button", {
+      type: "button",
+      class: "nb-button",
+      text: "Copy as code",
+      onclick: () => this.copyCode(),
+    });
     this.codeText = make("code", {});
-    this.codeBox = make("details", { class: "nb-code" }, make("summary", { text: "Code" }), make("pre", { tabindex: "0" }, this.codeText));
-    return make("div", { class: "nb-foot" }, this.buildRun(), make("div", { class: "nb-row" }, this.codeBox, this.copied));
+    this.codeBox = make(
+      "details",
+      { class: "nb-code" },
+      make("summary", { text: "Code" }),
+      make("pre", { tabindex: "0" }, this.codeText),
+    );
+    return make(
+      "div",
+      { class: "nb-foot" },
+      this.buildRun(),
+      make("div", { class: "nb-row" }, this.codeBox, this.copied),
+    );
   }
 
   // Run, what is running, Stop; only for tuners that have something to run.
@@ -53,13 +81,24 @@ class TunerView extends View {
       if (now !== null) control.value = now;
       value.textContent = now === null ? "" : format(now);
     });
-    return make("label", { class: "nb-setting", title: help ?? "" }, make("span", { class: "nb-setting-name", text: label }), value, control);
+    return make(
+      "label",
+      { class: "nb-setting", title: help ?? "" },
+      make("span", { class: "nb-setting-name", text: label }),
+      value,
+      control,
+    );
   }
 
   choice(trait, label, values, help) {
     const control = make("select", { "aria-label": label, onchange: () => this.set({ [trait]: control.value }) });
     this.controls.push(() => options(control, typeof values === "string" ? this.get(values) : values, this.get(trait)));
-    return make("label", { class: "nb-setting", title: help ?? "" }, make("span", { class: "nb-setting-name", text: label }), control);
+    return make(
+      "label",
+      { class: "nb-setting", title: help ?? "" },
+      make("span", { class: "nb-setting-name", text: label }),
+      control,
+    );
   }
 
   /* what changes what */
@@ -69,14 +108,24 @@ class TunerView extends View {
     this.on(["running", "runs"], () => this.showRun());
     this.on(["message"], () => this.showMessage());
     this.on(["code"], () => this.showCode());
-    this.model.on("msg:custom", (content, buffers) => {
+    this.hear("msg:custom", (content, buffers) => {
       this.hideStill();
-      this.arrived = this.arrived.then(() => this.receive(content, buffers)).catch((error) => console.error(error)); // pictures take a moment to decode; the order stays
+      this.arrived = this.arrived.then(() => this.take(content, buffers)); // pictures take a moment to decode; the order stays
     });
   }
 
   send(kind, rest = {}) {
     this.model.send({ kind, ...rest });
+  }
+
+  // What cannot be shown is told in the console, and what comes after it is shown.
+  async take(content, buffers) {
+    if (this.ended) return;
+    try {
+      await this.receive(content, buffers);
+    } catch (error) {
+      console.error(error);
+    }
   }
 
   receive() {}
@@ -90,7 +139,7 @@ class TunerView extends View {
   }
 
   goTo(unit) {
-    if (Number.isFinite(unit)) this.set({ unit: Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1) });
+    if (Number.isFinite(unit)) this.set({ unit: within(Math.round(unit), 0, this.get("unit_count") - 1) });
     this.showBar();
   }
 
@@ -101,15 +150,19 @@ class TunerView extends View {
   async copyCode() {
     await copy(this.get("code"), this.root);
     this.copied.textContent = "Copied";
-    setTimeout(() => (this.copied.textContent = "Copy as code"), COPIED);
+    this.later(() => {
+      this.copied.textContent = "Copy as code";
+    }, COPIED);
   }
 
   /* keys */
 
   press(event) {
-    if (event.target.matches("textarea, input") && event.key === "Enter" && (event.ctrlKey || event.metaKey)) return this.runNow(event);
-    if (event.target.matches("textarea") && event.key === "Enter") return event.stopPropagation(); // a line, not a run of the cell
-    super.press(event);
+    const enter = event.key === "Enter";
+    if (enter && event.target.matches("textarea, input") && (event.ctrlKey || event.metaKey)) this.runNow(event);
+    else if (enter && event.target.matches("textarea"))
+      event.stopPropagation(); // a line, not a run of the cell
+    else super.press(event);
   }
 
   runNow(event) {
@@ -120,7 +173,8 @@ class TunerView extends View {
 
   actionFor(name, target) {
     if (!target.matches("div, figure, details, tr, td")) return null; // a control has keys of its own
-    return { j: () => this.move(1), k: () => this.move(-1), ArrowRight: () => this.move(1), ArrowLeft: () => this.move(-1) }[name] ?? null;
+    const steps = { j: 1, k: -1, ArrowRight: 1, ArrowLeft: -1 }[name];
+    return steps === undefined ? null : () => this.move(steps);
   }
 
   /* what is shown */
@@ -142,19 +196,20 @@ class TunerView extends View {
   }
 
   showControls() {
-    this.controls.forEach((bring) => bring());
+    for (const bring of this.controls) bring();
   }
 
   showRun() {
-    const { step, done, total } = this.get("running");
-    const on = step !== undefined;
+    const running = this.get("running");
+    const { done, total } = running;
+    const on = running.step !== undefined;
     this.run.textContent = this.get("runs");
     this.runLine.hidden = !this.get("runs") && !on;
     this.run.disabled = on;
     this.stop.hidden = this.progress.hidden = !on;
     if (total) [this.progress.max, this.progress.value] = [total, done];
     else this.progress.removeAttribute("value");
-    this.step.textContent = on ? (total ? `${step}: ${done} of ${total}` : step) : "";
+    this.step.textContent = progressText(running);
     this.root.toggleAttribute("data-running", on);
   }
 
@@ -180,15 +235,31 @@ async function copy(text, near) {
 
 /* ---------------------------------------------------------------- parts of several tuners */
 
-function thumbnail(bitmap, attributes = {}) {
+// Whether a table has a column for the truth; a row's truth is null where none is known.
+export function truthKnown(rows) {
+  return rows.some((row) => row.truth !== null);
+}
+
+export function thumbnail(bitmap, attributes = {}) {
   const canvas = canvasOf(bitmap);
   canvas.classList.add("nb-thumbnail");
   for (const [name, value] of Object.entries(attributes)) canvas.setAttribute(name, value);
   return canvas;
 }
 
+// A description's score; nothing where it has none.
+export function scoreMark(score) {
+  return score === null ? [] : [make("span", { class: "nb-score", text: readable(score) })];
+}
+
 // Whether an answer agrees with the known truth; nothing where none is known.
-function mark(right) {
+export function truthMark(right) {
   if (right === null) return [];
-  return [make("span", { class: right ? "nb-right" : "nb-wrong", text: right ? "✓" : "✗", title: right ? "agrees with the truth" : "differs from the truth" })];
+  return [
+    make("span", {
+      class: right ? "nb-right" : "nb-wrong",
+      text: right ? "✓" : "✗",
+      title: right ? "agrees with the truth" : "differs from the truth",
+    }),
+  ];
 }

@@ -1,5 +1,26 @@
-/* The view of neuronbench.widgets.browser.Browser: it draws what Python sends and tells Python what a person chose.
-   The file parts.js comes before it. */
+/* The view of neuronbench.widgets.browser.Browser: it draws what Python sends and tells Python what a person chose. */
+
+import {
+  bitmaps,
+  bytesOf,
+  canvasOf,
+  colourMap,
+  drawing,
+  field,
+  key,
+  make,
+  numberInput,
+  options,
+  paint,
+  percent,
+  readable,
+  save,
+  UnitBar,
+  unitTitle,
+  View,
+  widget,
+  within,
+} from "./parts.mjs";
 
 const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
 const PAGE = 10; // units that PageUp and PageDown skip
@@ -7,23 +28,79 @@ const MOST = 50; // exemplars at most, as in Python
 const REACH = 3; // neighbours fetched ahead on each side
 const KEPT = 300; // pictures that are kept, some 80 MB
 const MARK = 5; // px, half the width of an exemplar's mark in the histogram
+const SPARE = 4; // lines drawn beyond each end of what is in view
 
-export default {
-  render({ model, el }) {
-    const view = new BrowserView(model, el);
-    return () => view.remove();
-  },
-};
+/* ---------------------------------------------------------------- units, in the order of the list */
+
+// The unit some steps along the list; from a unit that is not in it, its first, and undefined where the list is empty.
+export function along(order, unit, steps) {
+  const here = order.indexOf(unit);
+  return order[here < 0 ? 0 : within(here + steps, 0, order.length - 1)];
+}
+
+// The unit, and those whose evidence is fetched ahead: its neighbours, the nearest first; the list's first where the unit is not in it.
+export function wanted(order, unit) {
+  const here = order.indexOf(unit);
+  const near = Array.from({ length: REACH }, (_, i) => [order[here + i + 1], order[here - i - 1]]).flat();
+  return [unit, ...(here < 0 ? [order[0]] : near)].filter((other) => other !== undefined);
+}
+
+export function toggled(pinned, layer, unit) {
+  const others = pinned.filter(([l, u]) => l !== layer || u !== unit);
+  return others.length < pinned.length ? others : [...others, [layer, unit]];
+}
+
+// [first, last[ of the lines to draw, of `count`, in a list of some height that is scrolled so far.
+export function linesInView(scrolled, height, count) {
+  const first = Math.max(Math.floor(scrolled / ROW_HEIGHT) - SPARE, 0);
+  return [first, Math.min(first + Math.ceil(height / ROW_HEIGHT) + 2 * SPARE, count)];
+}
+
+// How far to scroll, as little as can be, so that the line at a place is in view.
+export function scrolledTo(place, scrolled, height) {
+  const top = place * ROW_HEIGHT;
+  return top < scrolled ? Math.max(top, 0) : Math.max(scrolled, top + ROW_HEIGHT - height);
+}
+
+/* ---------------------------------------------------------------- words */
+
+// The pooling that ranks: the one chosen, or the first of a layer that was not recorded so; null for a layer of vectors.
+export function poolOnView(recorded, chosen) {
+  return recorded.includes(chosen) ? chosen : (recorded[0] ?? null);
+}
+
+export function nameOfEvidence({ layer, unit, k, pool }) {
+  return JSON.stringify([layer, unit, k, pool]);
+}
+
+export function remark({ nonfinite }) {
+  if (!nonfinite) return "";
+  const images = nonfinite === 1 ? "1 image has" : `${nonfinite} images have`;
+  return `${images} a NaN or infinite activation; they are not ranked.`;
+}
+
+export function exemplarSpoken(entry, i) {
+  return `Exemplar ${i + 1}: ${entry.labels[i]} ${entry.ids[i]}, activation ${readable(entry.activations[i])}`;
+}
+
+export function histogramSpoken(entry) {
+  return `Histogram of ${entry.total - entry.nonfinite} activations from ${readable(entry.edges[0])} to ${readable(entry.edges.at(-1))}`;
+}
+
+export function histogramTitle(entry) {
+  const pooled = entry.pool ? `, pooled by ${entry.pool}` : "";
+  return `Activations on all ${entry.total} images${pooled} (number of images on a log scale; triangles: the exemplars)`;
+}
 
 /* ---------------------------------------------------------------- activation maps */
 
 // Bilinear, positions between pixel centres as in torch's align_corners=False.
-function enlarge(map, height, width, tall, wide) {
-  const across = positions(width, wide);
+export function enlarge(map, height, width, tall, wide) {
+  const columns = positions(width, wide);
   const result = new Uint8ClampedArray(tall * wide);
   positions(height, tall).forEach(([top, bottom, down], y) => {
     for (let x = 0; x < wide; x++) {
-      const [left, right, share] = across[x];
+      const [left, right, share] = columns[x];
       const above = map[top * width + left] * (1 - share) + map[top * width + right] * share;
       const below = map[bottom * width + left] * (1 - share) + map[bottom * width + right] * share;
       result[y * wide + x] = above * (1 - down) + below * down;
@@ -32,9 +109,10 @@ function enlarge(map, height, width, tall, wide) {
   return result;
 }
 
-function positions(small, large) {
+// For each pixel of a large line: the two pixels of the small one that it lies between, and how far it is from the first.
+export function positions(small, large) {
   return Array.from({ length: large }, (_, i) => {
-    const at = Math.min(Math.max(((i + 0.5) * small) / large - 0.5, 0), small - 1);
+    const at = within(((i + 0.5) * small) / large - 0.5, 0, small - 1);
     const first = Math.floor(at);
     return [first, Math.min(first + 1, small - 1), at - first];
   });
@@ -42,7 +120,7 @@ function positions(small, large) {
 
 /* ---------------------------------------------------------------- evidence that has arrived */
 
-class Kept {
+export class Kept {
   constructor() {
     this.entries = new Map();
   }
@@ -65,18 +143,18 @@ class Kept {
   }
 }
 
+function enlargeAll(maps, [height, width], pictures) {
+  const bytes = bytesOf(maps);
+  return pictures.map((bitmap, i) => {
+    const map = bytes.subarray(i * height * width, (i + 1) * height * width);
+    return enlarge(map, height, width, bitmap.height, bitmap.width);
+  });
+}
+
 async function decode(message, buffers) {
   const [maps, pictures] = message.map_shape ? [buffers[0], buffers.slice(1)] : [null, buffers];
   const drawn = await bitmaps(pictures);
   return { ...message, bitmaps: drawn, enlarged: maps ? enlargeAll(maps, message.map_shape, drawn) : null };
-}
-
-function enlargeAll(maps, [height, width], bitmaps) {
-  const bytes = bytesOf(maps);
-  return bitmaps.map((bitmap, i) => {
-    const map = bytes.subarray(i * height * width, (i + 1) * height * width);
-    return enlarge(map, height, width, bitmap.height, bitmap.width);
-  });
 }
 
 /* ---------------------------------------------------------------- the view */
@@ -93,11 +171,6 @@ class BrowserView extends View {
     this.refresh();
   }
 
-  remove() {
-    this.resized.disconnect();
-    super.remove();
-  }
-
   /* what is where */
 
   build() {
@@ -112,21 +185,41 @@ class BrowserView extends View {
   }
 
   buildSide() {
-    this.query = make("input", { type: "search", placeholder: "Search descriptions", "aria-label": "Search descriptions or unit number", spellcheck: "false" });
+    this.query = make("input", {
+      type: "search",
+      placeholder: "Search descriptions",
+      "aria-label": "Search descriptions or unit number",
+      spellcheck: "false",
+    });
     this.query.addEventListener("input", () => this.set({ query: this.query.value }));
-    this.sort = make("select", { "aria-label": "Order of the list", onchange: () => this.set({ sort: this.sort.value }) });
-    this.method = make("select", { "aria-label": "Method shown in the list", onchange: () => this.set({ method: this.method.value }) });
+    this.sort = make("select", {
+      "aria-label": "Order of the list",
+      onchange: () => this.set({ sort: this.sort.value }),
+    });
+    this.method = make("select", {
+      "aria-label": "Method shown in the list",
+      onchange: () => this.set({ method: this.method.value }),
+    });
     this.methodField = field("Method", this.method);
-    this.found = make("div", { class: "nb-found nb-muted nb-small", "aria-live": "polite" });
+    this.hits = make("div", { class: "nb-hits nb-muted nb-small", "aria-live": "polite" });
     this.rows = make("div", { class: "nb-rows" });
-    this.list = make("div", { class: "nb-list", role: "listbox", "aria-label": "Units", onscroll: () => this.showRows() }, this.rows);
+    this.list = make(
+      "div",
+      { class: "nb-list", role: "listbox", "aria-label": "Units", onscroll: () => this.showRows() },
+      this.rows,
+    );
     const order = make("div", { class: "nb-order" }, field("Sort by", this.sort), this.methodField);
-    return make("div", { class: "nb-side" }, this.query, order, this.found, this.list, this.buildPins());
+    return make("div", { class: "nb-side" }, this.query, order, this.hits, this.list, this.buildPins());
   }
 
   buildPins() {
     this.pinTitle = make("span", { class: "nb-heading" });
-    this.save = make("button", { type: "button", class: "nb-button", text: "Export CSV", onclick: () => this.download() });
+    this.save = make("button", {
+      type: "button",
+      class: "nb-button",
+      text: "Export CSV",
+      onclick: () => this.download(),
+    });
     this.save.title = "Download the pinned units and their descriptions";
     this.pins = make("div", { class: "nb-pins", role: "list", "aria-label": "Pinned units" });
     return make("div", { class: "nb-pinned" }, make("div", { class: "nb-row" }, this.pinTitle, this.save), this.pins);
@@ -142,19 +235,44 @@ class BrowserView extends View {
     this.histogram = make("div", { class: "nb-histogram" });
     this.count = numberInput("Number of exemplars", 1, () => this.setCount());
     this.count.max = MOST;
-    this.pool = make("select", { "aria-label": "Pooling that ranks", onchange: () => this.set({ pool: this.pool.value }) });
+    this.pool = make("select", {
+      "aria-label": "Pooling that ranks",
+      onchange: () => this.set({ pool: this.pool.value }),
+    });
     this.poolField = field("Ranked by", this.pool);
-    const head = make("div", { class: "nb-row" }, this.title, make("div", { class: "nb-row" }, this.poolField, field("Exemplars", this.count), this.pin));
+    const head = make(
+      "div",
+      { class: "nb-row" },
+      this.title,
+      make("div", { class: "nb-row" }, this.poolField, field("Exemplars", this.count), this.pin),
+    );
     const [controls, title] = [this.buildControls(), this.histogramTitle];
-    return make("div", { class: "nb-main" }, head, this.descriptions, controls, this.message, this.grid, title, this.histogram);
+    return make(
+      "div",
+      { class: "nb-main" },
+      head,
+      this.descriptions,
+      controls,
+      this.message,
+      this.grid,
+      title,
+      this.histogram,
+    );
   }
 
   buildControls() {
-    this.showMap = make("input", { type: "checkbox", "aria-label": "Show the activation map", onchange: () => this.set({ show_map: this.showMap.checked }) });
+    this.showMap = make("input", {
+      type: "checkbox",
+      "aria-label": "Show the activation map",
+      onchange: () => this.set({ show_map: this.showMap.checked }),
+    });
     this.opacity = this.buildShare("Opacity of the map", "opacity");
     this.threshold = this.buildShare("Threshold of the map", "threshold");
     this.opacityText = make("output", { class: "nb-share" });
-    this.thresholdText = make("output", { class: "nb-share nb-wide", title: "The activation above which the map is drawn" });
+    this.thresholdText = make("output", {
+      class: "nb-share nb-wide",
+      title: "The activation above which the map is drawn",
+    });
     this.mapFields = make(
       "div",
       { class: "nb-map" },
@@ -190,18 +308,19 @@ class BrowserView extends View {
   /* what changes what */
 
   listen() {
-    this.on(["layers", "layer", "unit_count", "unit", "k", "pool", "order", "table", "method", "sort", "query"], () => this.refresh());
+    this.on(["layers", "layer", "unit_count", "unit", "k", "pool", "order", "table", "method", "sort", "query"], () =>
+      this.refresh(),
+    );
     this.on(["layer", "unit", "k"], () => this.scrollToUnit());
-    this.on(["order"], () => (this.get("query") || this.get("sort") !== "unit" ? (this.list.scrollTop = 0) : this.scrollToUnit()));
+    this.on(["order"], () => this.scrollAsSorted());
     this.on(["opacity", "threshold", "show_map"], () => this.showMaps());
     this.on(["pinned"], () => this.showPins());
-    this.model.on("msg:custom", (message, buffers) => {
+    this.hear("msg:custom", (message, buffers) => {
       this.hideStill();
       this.receive(message, buffers);
     });
     this.listenToKeys();
-    this.resized = new ResizeObserver(() => this.showHistogram());
-    this.resized.observe(this.histogram);
+    this.observe(new ResizeObserver(() => this.showHistogram()), this.histogram);
   }
 
   setLayer(layer) {
@@ -209,37 +328,35 @@ class BrowserView extends View {
   }
 
   setCount() {
-    const count = Math.min(Math.max(Math.round(this.count.valueAsNumber) || 1, 1), MOST);
+    const count = within(Math.round(this.count.valueAsNumber) || 1, 1, MOST);
     this.count.value = count;
     this.set({ k: count });
   }
 
-  // The pooling that ranks: the one chosen, or the first of a layer that was not recorded so; null for a layer of vectors.
+  pools() {
+    return this.get("pools")[this.get("layer")] ?? [];
+  }
+
   poolOnView() {
-    const recorded = this.get("pools")[this.get("layer")] ?? [];
-    return recorded.includes(this.get("pool")) ? this.get("pool") : (recorded[0] ?? null);
+    return poolOnView(this.pools(), this.get("pool"));
   }
 
   goTo(unit) {
     if (!Number.isFinite(unit)) return this.showBar();
-    const chosen = Math.min(Math.max(Math.round(unit), 0), this.get("unit_count") - 1);
+    const chosen = within(Math.round(unit), 0, this.get("unit_count") - 1);
     this.failed.delete(this.nameOf(chosen)); // what failed once may work now
     this.set({ unit: chosen });
     this.showBar();
   }
 
-  // Along the list as it is sorted and searched; from a unit that is not in it, to its start.
+  // Along the list as it is sorted and searched.
   move(steps) {
-    const order = this.get("order");
-    if (!order.length) return;
-    const here = order.indexOf(this.get("unit"));
-    const there = here < 0 ? 0 : Math.min(Math.max(here + steps, 0), order.length - 1);
-    this.goTo(order[there]);
+    const unit = along(this.get("order"), this.get("unit"), steps);
+    if (unit !== undefined) this.goTo(unit);
   }
 
   togglePin(layer = this.get("layer"), unit = this.get("unit")) {
-    const others = this.get("pinned").filter(([l, u]) => l !== layer || u !== unit);
-    this.set({ pinned: others.length < this.get("pinned").length ? others : [...others, [layer, unit]] });
+    this.set({ pinned: toggled(this.get("pinned"), layer, unit) });
   }
 
   download() {
@@ -257,13 +374,23 @@ class BrowserView extends View {
   }
 
   searchAction(name) {
-    const leave = () => this.root.focus({ preventScroll: true });
     return {
       ArrowDown: () => this.move(1),
       ArrowUp: () => this.move(-1),
-      Enter: () => (this.get("order").includes(this.get("unit")) || this.move(0), leave()),
-      Escape: () => ((this.query.value = ""), this.set({ query: "" }), leave()),
+      Enter: () => this.endSearch(),
+      Escape: () => this.clearSearch(),
     }[name];
+  }
+
+  endSearch() {
+    if (!this.get("order").includes(this.get("unit"))) this.move(0);
+    this.root.focus({ preventScroll: true });
+  }
+
+  clearSearch() {
+    this.query.value = "";
+    this.set({ query: "" });
+    this.root.focus({ preventScroll: true });
   }
 
   browseAction(name) {
@@ -299,9 +426,8 @@ class BrowserView extends View {
   showBar() {
     this.bar.show();
     this.count.value = this.get("k");
-    const recorded = this.get("pools")[this.get("layer")] ?? [];
-    options(this.pool, recorded, this.poolOnView());
-    this.poolField.hidden = recorded.length < 2;
+    options(this.pool, this.pools(), this.poolOnView());
+    this.poolField.hidden = this.pools().length < 2;
   }
 
   showSide() {
@@ -312,24 +438,30 @@ class BrowserView extends View {
     options(this.method, methods, this.get("method"));
     this.methodField.hidden = methods.length < 2;
     this.sort.disabled = methods.length === 0;
-    this.found.textContent = this.get("query") ? `${order.length} of ${this.get("unit_count")} units` : "";
+    this.hits.textContent = this.get("query") ? `${order.length} of ${this.get("unit_count")} units` : "";
     this.rows.style.height = `${order.length * ROW_HEIGHT}px`;
     this.showRows();
   }
 
   scrollToUnit() {
-    const top = this.get("order").indexOf(this.get("unit")) * ROW_HEIGHT;
-    if (top < this.list.scrollTop) this.list.scrollTop = Math.max(top, 0);
-    else this.list.scrollTop = Math.max(this.list.scrollTop, top + ROW_HEIGHT - this.list.clientHeight);
+    const place = this.get("order").indexOf(this.get("unit"));
+    this.list.scrollTop = scrolledTo(place, this.list.scrollTop, this.list.clientHeight);
+  }
+
+  // What was searched for, or sorted by score, is read from its start.
+  scrollAsSorted() {
+    if (this.get("query") || this.get("sort") !== "unit") this.list.scrollTop = 0;
+    else this.scrollToUnit();
   }
 
   // Only the lines in view exist, so that thousands of units cost no more than twenty.
   showRows() {
     const order = this.get("order");
-    const first = Math.max(Math.floor(this.list.scrollTop / ROW_HEIGHT) - 4, 0);
-    const last = Math.min(first + Math.ceil((this.list.clientHeight || 400) / ROW_HEIGHT) + 8, order.length);
+    const [first, last] = linesInView(this.list.scrollTop, this.list.clientHeight || 400, order.length);
     const [said, scores] = this.get("table")[this.get("method")] ?? [[], []];
-    this.rows.replaceChildren(...order.slice(first, last).map((unit, i) => this.unitRow(unit, first + i, said[unit], scores[unit])));
+    this.rows.replaceChildren(
+      ...order.slice(first, last).map((unit, i) => this.unitRow(unit, first + i, said[unit], scores[unit])),
+    );
   }
 
   unitRow(unit, place, said, score) {
@@ -343,13 +475,17 @@ class BrowserView extends View {
         onclick: () => this.goTo(unit),
       },
       make("span", { class: "nb-unit-number", text: unit }),
-      make("span", { class: said ? "nb-unit-said" : "nb-unit-said nb-muted", title: said ?? "", text: said ?? "not described" }),
+      make("span", {
+        class: said ? "nb-unit-said" : "nb-unit-said nb-muted",
+        title: said ?? "",
+        text: said ?? "not described",
+      }),
       make("span", { class: "nb-unit-score", text: said ? readable(score) : "" }),
     );
   }
 
   showHead() {
-    this.title.replaceChildren(make("span", { class: "nb-muted", text: this.get("layer") }), ` unit ${this.get("unit")}`);
+    this.title.replaceChildren(...unitTitle(this.get("layer"), `unit ${this.get("unit")}`));
     const rows = Object.entries(this.get("table"))
       .filter(([, [said]]) => said[this.get("unit")])
       .map(([method, [said, scores]]) => this.descriptionRow(method, said[this.get("unit")], scores[this.get("unit")]));
@@ -362,7 +498,12 @@ class BrowserView extends View {
       "div",
       { class: "nb-description", role: "listitem" },
       make("span", { class: "nb-method", text: method }),
-      make("span", {}, make("span", { class: "nb-said", text: said }), make("span", { class: "nb-score", title: "Score", text: readable(score) })),
+      make(
+        "span",
+        {},
+        make("span", { class: "nb-said", text: said }),
+        make("span", { class: "nb-score", title: "Score", text: readable(score) }),
+      ),
     );
   }
 
@@ -381,22 +522,31 @@ class BrowserView extends View {
     return make(
       "span",
       { class: "nb-chip", role: "listitem" },
-      button({ text: `${layer} · ${unit}`, "aria-label": `Show ${layer} unit ${unit}`, onclick: () => this.set({ layer, unit }) }),
-      button({ class: "nb-remove", text: "×", "aria-label": `Unpin ${layer} unit ${unit}`, onclick: () => this.togglePin(layer, unit) }),
+      button({
+        text: `${layer} · ${unit}`,
+        "aria-label": `Show ${layer} unit ${unit}`,
+        onclick: () => this.set({ layer, unit }),
+      }),
+      button({
+        class: "nb-remove",
+        text: "×",
+        "aria-label": `Unpin ${layer} unit ${unit}`,
+        onclick: () => this.togglePin(layer, unit),
+      }),
     );
   }
 
   /* the evidence */
 
   nameOf(unit) {
-    return JSON.stringify([this.get("layer"), unit, this.get("k"), this.poolOnView()]);
+    return nameOfEvidence({ layer: this.get("layer"), unit, k: this.get("k"), pool: this.poolOnView() });
   }
 
   showEvidence() {
     const name = this.nameOf(this.get("unit"));
     const entry = this.kept.get(name);
     this.root.toggleAttribute("data-waiting", !entry);
-    this.message.textContent = entry ? this.remark(entry) : (this.failed.get(name) ?? "");
+    this.message.textContent = entry ? remark(entry) : (this.failed.get(name) ?? "");
     if (!entry || entry === this.shown) return;
     this.shown = entry;
     this.grid.replaceChildren(...entry.images.map((_, i) => this.exemplar(entry, i)));
@@ -406,26 +556,24 @@ class BrowserView extends View {
     this.root.dataset.unit = entry.unit; // what is on screen now
   }
 
-  remark(entry) {
-    if (!entry.nonfinite) return "";
-    const images = entry.nonfinite === 1 ? "1 image has" : `${entry.nonfinite} images have`;
-    return `${images} a NaN or infinite activation; they are not ranked.`;
-  }
-
   exemplar(entry, i) {
     const { width, height } = entry.bitmaps[i];
-    const spoken = `Exemplar ${i + 1}: ${entry.labels[i]} ${entry.ids[i]}, activation ${readable(entry.activations[i])}`;
     return make(
       "figure",
       {
         class: "nb-exemplar",
         role: "listitem",
-        "aria-label": spoken,
+        "aria-label": exemplarSpoken(entry, i),
         "data-image": entry.images[i],
         onpointerenter: () => this.point(i, true),
         onpointerleave: () => this.point(i, false),
       },
-      make("div", { class: "nb-picture" }, canvasOf(entry.bitmaps[i]), make("canvas", { class: "nb-overlay", width, height })),
+      make(
+        "div",
+        { class: "nb-picture" },
+        canvasOf(entry.bitmaps[i]),
+        make("canvas", { class: "nb-overlay", width, height }),
+      ),
       make(
         "figcaption",
         {},
@@ -456,8 +604,15 @@ class BrowserView extends View {
     this.thresholdText.textContent = spatial ? this.thresholdSpoken(entry, threshold) : percent(threshold);
     this.grid.querySelectorAll(".nb-overlay").forEach((canvas, i) => {
       canvas.hidden = !on || !spatial;
-      if (on && spatial) paintMap(canvas, entry.enlarged[i], this.get("colours"), entry.enlarged[i].map((value) => value >= 255 * threshold), opacity);
+      if (!canvas.hidden) this.drawMap(canvas, entry.enlarged[i], threshold, opacity);
     });
+  }
+
+  drawMap(canvas, map, threshold, opacity) {
+    const inside = map.map((value) => value >= 255 * threshold);
+    paint(canvas, (pixels, width, height) =>
+      colourMap(pixels, width, height, map, this.get("colours"), inside, opacity),
+    );
   }
 
   thresholdSpoken(entry, threshold) {
@@ -469,8 +624,7 @@ class BrowserView extends View {
     const entry = this.shown;
     const width = this.histogram.clientWidth;
     if (!entry || !width) return;
-    const pooled = entry.pool ? `, pooled by ${entry.pool}` : "";
-    this.histogramTitle.textContent = `Activations on all ${entry.total} images${pooled} (number of images on a log scale; triangles: the exemplars)`;
+    this.histogramTitle.textContent = histogramTitle(entry);
     this.histogram.replaceChildren(drawHistogram(entry, width, (i, on) => this.point(i, on)));
   }
 
@@ -478,23 +632,19 @@ class BrowserView extends View {
 
   fetch() {
     if (this.asked) return;
-    const unit = this.wanted().find((u) => !this.kept.has(this.nameOf(u)) && !this.failed.has(this.nameOf(u)));
+    const unit = wanted(this.get("order"), this.get("unit")).find(
+      (u) => !this.kept.has(this.nameOf(u)) && !this.failed.has(this.nameOf(u)),
+    );
     if (unit === undefined) return;
     this.asked = this.nameOf(unit);
     this.model.send({ kind: "ask", layer: this.get("layer"), unit, k: this.get("k"), pool: this.poolOnView() });
   }
 
-  wanted() {
-    const order = this.get("order");
-    const here = order.indexOf(this.get("unit"));
-    const near = Array.from({ length: REACH }, (_, i) => [order[here + i + 1], order[here - i - 1]]).flat();
-    return [this.get("unit"), ...(here < 0 ? [order[0]] : near)].filter((unit) => unit !== undefined);
-  }
-
   async receive(message, buffers) {
-    const name = JSON.stringify([message.layer, message.unit, message.k, message.pool]);
+    const name = nameOfEvidence(message);
     if (message.kind === "failed") this.failed.set(name, message.sentence);
     else if (!this.kept.has(name)) this.kept.put(name, await decode(message, buffers));
+    if (this.ended) return; // while pictures were decoded
     if (this.asked === name) this.asked = null;
     this.showEvidence();
     this.fetch();
@@ -503,35 +653,61 @@ class BrowserView extends View {
 
 /* ---------------------------------------------------------------- the histogram */
 
-function drawHistogram(entry, width, point) {
-  const [height, base, left, right] = [96, 66, 4, 4]; // px; the bars stand on `base`
-  const first = entry.edges[0];
-  const span = entry.edges.at(-1) - first || 1;
-  const x = (value) => left + ((value - first) / span) * (width - left - right);
-  const most = Math.log1p(Math.max(...entry.counts, 1));
-  const svg = drawing("svg", { width, height, role: "img", "aria-label": histogramSpoken(entry) });
-  entry.counts.forEach((count, i) => {
-    const tall = (Math.log1p(count) / most) * (base - 2);
-    const [from, to] = [x(entry.edges[i]), x(entry.edges[i + 1])];
-    const bar = drawing("rect", { class: "nb-column", x: from + 0.5, y: base - tall, width: Math.max(to - from - 1, 0.5), height: tall });
-    bar.append(drawing("title", {}, `${count} images from ${readable(entry.edges[i])} to ${readable(entry.edges[i + 1])}`));
-    svg.append(bar);
+const HEIGHT = 96; // px of the histogram
+const BASE = 66; // px from its top; the bars stand on it
+const MARGIN = 4; // px at its left and right
+
+// Where an activation stands, in px from the left of a histogram of some width.
+export function across(value, edges, width) {
+  const span = edges.at(-1) - edges[0] || 1;
+  return MARGIN + ((value - edges[0]) / span) * (width - 2 * MARGIN);
+}
+
+// The bars {x, y, width, height} in px; their heights are on a log scale.
+export function bars({ counts, edges }, width) {
+  const most = Math.log1p(Math.max(...counts, 1));
+  return counts.map((count, i) => {
+    const height = (Math.log1p(count) / most) * (BASE - 2);
+    const [from, to] = [across(edges[i], edges, width), across(edges[i + 1], edges, width)];
+    return { x: from + 0.5, y: BASE - height, width: Math.max(to - from - 1, 0.5), height };
   });
-  svg.append(drawing("line", { class: "nb-axis", x1: left, x2: width - right, y1: base + 0.5, y2: base + 0.5 }));
-  entry.activations.forEach((value, i) => svg.append(exemplarMark(x(value), base, i, point)));
-  const tick = (at, anchor, value) => drawing("text", { class: "nb-tick", x: at, y: base + 24, "text-anchor": anchor }, readable(value));
-  svg.append(tick(left, "start", first), tick(width / 2, "middle", first + span / 2), tick(width - right, "end", first + span));
+}
+
+// The values below the histogram {x, anchor, value}: at its ends and its middle.
+export function ticks(edges, width) {
+  const [first, span] = [edges[0], edges.at(-1) - edges[0] || 1];
+  return [
+    { x: MARGIN, anchor: "start", value: first },
+    { x: width / 2, anchor: "middle", value: first + span / 2 },
+    { x: width - MARGIN, anchor: "end", value: first + span },
+  ];
+}
+
+function drawHistogram(entry, width, point) {
+  const svg = drawing("svg", { width, height: HEIGHT, role: "img", "aria-label": histogramSpoken(entry) });
+  svg.append(...bars(entry, width).map((bar, i) => drawBar(bar, entry, i)));
+  svg.append(drawing("line", { class: "nb-axis", x1: MARGIN, x2: width - MARGIN, y1: BASE + 0.5, y2: BASE + 0.5 }));
+  svg.append(...entry.activations.map((value, i) => exemplarMark(across(value, entry.edges, width), i, point)));
+  svg.append(...ticks(entry.edges, width).map(drawTick));
   return svg;
 }
 
-function exemplarMark(x, base, i, point) {
-  const mark = drawing("path", { class: "nb-mark", d: `M${x} ${base + 1} l${MARK} ${1.6 * MARK} h${-2 * MARK} z` });
+function drawBar(bar, { counts, edges }, i) {
+  const rect = drawing("rect", { class: "nb-column", ...bar });
+  rect.append(drawing("title", {}, `${counts[i]} images from ${readable(edges[i])} to ${readable(edges[i + 1])}`));
+  return rect;
+}
+
+function drawTick({ x, anchor, value }) {
+  return drawing("text", { class: "nb-tick", x, y: BASE + 24, "text-anchor": anchor }, readable(value));
+}
+
+function exemplarMark(x, i, point) {
+  const mark = drawing("path", { class: "nb-mark", d: `M${x} ${BASE + 1} l${MARK} ${1.6 * MARK} h${-2 * MARK} z` });
   mark.append(drawing("title", {}, `Exemplar ${i + 1}`));
   mark.addEventListener("pointerenter", () => point(i, true));
   mark.addEventListener("pointerleave", () => point(i, false));
   return mark;
 }
 
-function histogramSpoken(entry) {
-  return `Histogram of ${entry.total - entry.nonfinite} activations from ${readable(entry.edges[0])} to ${readable(entry.edges.at(-1))}`;
-}
+export default widget(BrowserView);

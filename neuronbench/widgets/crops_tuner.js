@@ -1,1 +1,0 @@
-../../nbs/widgets/crops_tuner.js

@@ -1,0 +1,1 @@
+../../nbs/widgets/crops_tuner.mjs

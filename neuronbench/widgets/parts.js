@@ -1,1 +1,0 @@
-../../nbs/widgets/parts.js

@@ -1,1 +1,0 @@
-../../nbs/widgets/prompts_tuner.js

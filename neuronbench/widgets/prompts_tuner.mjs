@@ -1,0 +1,1 @@
+../../nbs/widgets/prompts_tuner.mjs

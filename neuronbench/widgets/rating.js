@@ -1,1 +1,0 @@
-../../nbs/widgets/rating.js

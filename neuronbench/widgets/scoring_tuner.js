@@ -1,1 +1,0 @@
-../../nbs/widgets/scoring_tuner.js

@@ -1,0 +1,1 @@
+../../nbs/widgets/scoring_tuner.mjs
