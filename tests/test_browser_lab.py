@@ -296,7 +296,7 @@ def test_searching_limits_the_list_and_keys_move_within_it(page):
     matching = sorted(set(words[words["description"].str.contains("snow")]["unit"]))
     page.keyboard.press("/")
     page.keyboard.type("snow")
-    page.wait_for_function("count => document.querySelector('.nb-found').textContent === `${count} of 40 units`", arg=len(matching))
+    page.wait_for_function("count => document.querySelector('.nb-hits').textContent === `${count} of 40 units`", arg=len(matching))
     assert listed(page) == matching
     page.keyboard.press("Enter")
     wait_for_unit(page, matching[0])
@@ -305,7 +305,7 @@ def test_searching_limits_the_list_and_keys_move_within_it(page):
     page.screenshot(path=ARTIFACTS / "browser_search.png")
     page.keyboard.press("/")
     page.keyboard.press("Escape")
-    page.wait_for_function("() => document.querySelector('.nb-found').textContent === ''")
+    page.wait_for_function("() => document.querySelector('.nb-hits').textContent === ''")
 
 
 def test_sorting_by_score_reorders_the_list(page):
