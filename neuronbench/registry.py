@@ -55,14 +55,15 @@ class Registry(Mapping):
         self,
         kind: type,  # with `name`, a text, among its own members; a class without one is a base of others
     ):
-        """Take a class in; a cell that is run again replaces its class. Errors: ValueError for a name that another class has."""
+        """Take a class in; a cell that is run again replaces its class, and a class of the package that is written again in a cell, as in the notebook that it is
+        exported from, replaces that. Errors: ValueError for a name that another class has."""
         name = vars(kind).get("name")
         if not isinstance(name, str):
             return
         if not f"{kind.__module__}.".startswith(f"{self.package}."):
             import_modules(self.package)  # its names are taken first
         there = self._classes.get(name)
-        if there is not None and _place(there) != _place(kind):
+        if there is not None and _place(there) != _place(kind) and not _rewritten(there, kind):
             raise ValueError(f"the {self.word} {name!r} is {_place(there)}: give {_place(kind)} another name")
         self._classes[name] = kind
 
@@ -95,6 +96,10 @@ class Registry(Mapping):
             if fault := plug_in_fault(entry, self.fault, self.word):
                 self.faults[entry.name] = fault
                 warnings.warn(fault, stacklevel=4)
+
+
+def _rewritten(there, kind):
+    return kind.__module__ == "__main__" and kind.__qualname__ == there.__qualname__
 
 
 def _place(kind):
