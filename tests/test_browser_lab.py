@@ -409,6 +409,14 @@ def test_the_page_had_nothing_to_complain_about(page, chromium):
     assert chromium.errors == []
 
 
+def test_a_view_that_is_cleared_takes_off_what_it_put_on_the_page(opened, chromium):
+    hiding = "[...document.head.querySelectorAll('style')].filter(style => style.textContent.includes('data-nb-still')).length"
+    assert opened.evaluate(hiding) == 1
+    opened.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    opened.wait_for_function(f"() => {hiding} === 0")
+    assert opened.locator(BROWSER).count() == 0 and chromium.errors == []
+
+
 # the first lesson
 
 

@@ -190,6 +190,30 @@ def rate_by_keyboard(page, keys="5↓3↓1b", wait_for=None):
         expect(page.locator(".nb-count")).to_have_text(wait_for)
 
 
+TWO_VIEWS = """async ([script, traits]) => {
+  document.body.innerHTML = '<div id="first"></div><div id="second"></div>';
+  for (const el of document.body.children) {
+    const { default: widget } = await import(URL.createObjectURL(new Blob([script], { type: 'text/javascript' })));
+    widget.render({ el, model: { get: name => traits[name], on() {}, off() {}, send() {} } });
+  }
+}"""
+
+
+def test_two_ratings_on_one_page_do_not_share_their_choices(study, chromium):
+    rating = Rating(Session(study.folder, tokens(study)[0]))
+    page = chromium.new_page()
+    shown = ["statement", "count", "place", "texts", "ratings", "best", "kept", "lost", "problem"]
+    page.evaluate(TWO_VIEWS, [rating._esm, {**rating.get_state(shown), "sheet": []}])
+    first, second = (page.locator(f"#{name} input") for name in ("first", "second"))
+    assert first.count() == second.count() == 18
+    for chosen in (first.nth(5), first.nth(7), second.nth(11), second.nth(6)):
+        chosen.check()
+    checked = "inputs => inputs.flatMap((input, i) => (input.checked ? [i] : []))"
+    assert [first.evaluate_all(checked), second.evaluate_all(checked)] == [[5, 7], [6, 11]]
+    second.nth(11).press("ArrowLeft")  # the best one is chosen among its own three
+    assert [first.evaluate_all(checked), second.evaluate_all(checked)] == [[5, 7], [5, 6]]
+
+
 def test_two_raters_at_once_and_a_server_that_dies(study, chromium, tmp_path):
     with Served(study.folder) as served:
         links = study.links(f"http://127.0.0.1:{served.port}").link.tolist()
