@@ -162,7 +162,7 @@ def _count(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
     return int(text)
 
-
+# %% ../nbs/03_cli.ipynb #0a8b4cp0
 EXIT = """exit status:
   0    done; units without a description are listed with the reason
   1    a fault of the program, with a traceback
@@ -379,7 +379,7 @@ def _ways_out(network, weights):
         raise OSError(f"{network} with {wanted} is not on this machine and could not be downloaded: give a checkpoint's path as --weights FILE, "
                       "or --weights none for a network with random weights") from error
 
-
+# %% ../nbs/03_cli.ipynb #loadcop0
 def told_network(
     network: str,
     weights,  # as `load_target` takes them
@@ -460,7 +460,7 @@ def _chosen_split(name, names, split):
     choose(re.split(r"[\[+]", split)[0], names, f"split of the data set {name!r}")  # "train[:100]" is a part of the split "train"
     return split
 
-
+# %% ../nbs/03_cli.ipynb #a2ab36p0
 def load_images(
     folder=None,  # a folder of images, or of class folders
     dataset=None,  # what `load_dataset` takes, instead
@@ -654,7 +654,7 @@ def check_options(arguments):
     if arguments.device:
         check_device(arguments.device)
 
-
+# %% ../nbs/03_cli.ipynb #7f78fep0
 def check_device(
     device: str,  # as torch names it
 ):
@@ -667,7 +667,7 @@ def check_device(
         here = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
         raise ValueError(f"no device {device!r} here: expected {' or '.join(here)}") from error
 
-
+# %% ../nbs/03_cli.ipynb #7f78fep1
 def _given(arguments, options):
     return [option for option in options if getattr(arguments, option) is not None]
 
@@ -679,7 +679,7 @@ def _check_models(arguments):
     if arguments.chat_url and (not arguments.chat or arguments.chat == "consensus" or Path(arguments.chat).is_dir()):
         raise ValueError("--chat-url is the server of a model that --chat names: give --chat NAME as the server calls it, or leave it out")
 
-
+# %% ../nbs/03_cli.ipynb #7f78fep2
 def _check_inputs(arguments, method):
     """Errors: ValueError for a method that lacks an input that an option supplies."""
     from neuronbench.describe.method import NEEDS, check_present, needs_of
@@ -755,7 +755,7 @@ def describe(arguments):
         written = save_results(bench, bench.descriptions, {layer: described.unit.head(arguments.cards).tolist()}, arguments.out)
         print(f"Written: {shown(written)}, up to layer {shown(layer)}", flush=True)
 
-
+# %% ../nbs/03_cli.ipynb #desccop0
 @contextmanager
 def keeping(
     bench,  # Workbench
@@ -769,7 +769,7 @@ def keeping(
             print(f"Written: {shown(save_results(bench, bench.descriptions, {}, out))}, as far as it got", file=sys.stderr)
         raise
 
-
+# %% ../nbs/03_cli.ipynb #desccop1
 def checked_bench(arguments, layers):
     """(workbench, settings of the method), once all has been checked that can be before the images are recorded.
 
@@ -813,7 +813,7 @@ def _own_bench(arguments, layers, settings):
     check_needs(METHODS[arguments.method], {"concepts": True, **words, "labels": labels, "chat": chat, "annotations": annotations, **settings}, target, images)
     return Workbench(target, images, store=arguments.store, pool=arguments.pool, annotations=annotations, concept_labels=labels, **words, **load_models(arguments))
 
-
+# %% ../nbs/03_cli.ipynb #desccop2
 def _words(arguments):
     """{"concepts": list or the default, "captions": CaptionCorpus or None}."""
     from neuronbench.describe.concepts import concept_set
