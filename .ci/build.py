@@ -23,6 +23,7 @@ BIOME = "node_modules/@biomejs/biome/bin/biome"
 NO_TOOLS = "biome and happy-dom, which the tests of the widgets' scripts need, are not installed; `python .ci/build.py scripts` takes them from npm's registry"
 LARGEST_NOTEBOOK = 1_000_000  # bytes
 PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+")  # a bar as tqdm writes it
+WARNED = re.compile(r"^/\S+:\d+: (\w+: .*\n)  .*\n?", re.MULTILINE)  # a warning with the file and line of this machine, and the line itself
 
 
 def notebooks(root=ROOT):
@@ -77,8 +78,15 @@ def shows_progress(output):
     return any(PROGRESS.search("".join(text)) for text in texts)
 
 
+def tidy(output):
+    """An output without what only this machine has: where a warning was raised."""
+    if output.get("name") != "stderr":
+        return output
+    return output | {"text": WARNED.sub(r"\1", "".join(output["text"])).splitlines(keepends=True)}
+
+
 def clean(root):
-    """Take out what a run leaves in the notebooks of `root` and no reader wants: counts, the state of widgets, progress bars."""
+    """Take out what a run leaves in the notebooks of `root` and no reader wants: counts, the state of widgets, progress bars, paths in warnings."""
     subprocess.run([BIN / "nbdev_clean"], cwd=root, check=True)
     for path in notebooks(root):
         text = path.read_text()
@@ -86,10 +94,10 @@ def clean(root):
         content["metadata"].pop("widgets", None)  # it may weigh more than the notebook
         for cell in content["cells"]:
             if "outputs" in cell:
-                cell["outputs"] = [output for output in cell["outputs"] if not shows_progress(output)]
-        tidy = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # as nbdev_clean writes
-        if tidy != text:
-            path.write_text(tidy)
+                cell["outputs"] = [tidy(output) for output in cell["outputs"] if not shows_progress(output)]
+        cleaned = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # as nbdev_clean writes
+        if cleaned != text:
+            path.write_text(cleaned)
 
 
 def export():
