@@ -78,7 +78,7 @@ def shows_progress(output):
     return any(PROGRESS.search("".join(text)) for text in texts)
 
 
-def tidy(output):
+def unplaced(output):
     """An output without what only this machine has: where a warning was raised."""
     if output.get("name") != "stderr":
         return output
@@ -94,7 +94,7 @@ def clean(root):
         content["metadata"].pop("widgets", None)  # it may weigh more than the notebook
         for cell in content["cells"]:
             if "outputs" in cell:
-                cell["outputs"] = [tidy(output) for output in cell["outputs"] if not shows_progress(output)]
+                cell["outputs"] = [unplaced(output) for output in cell["outputs"] if not shows_progress(output)]
         cleaned = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"  # as nbdev_clean writes
         if cleaned != text:
             path.write_text(cleaned)

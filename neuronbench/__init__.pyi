@@ -30,6 +30,11 @@ from .describe.concepts import concept_set as concept_set
 from .describe.descriptions import read_descriptions as read_descriptions
 from .describe.descriptions import write_descriptions as write_descriptions
 from .describe.describe_and_dissect.prompts import Prompts as Prompts
+from .describe.method import Method as Method
+from .describe.method import METHODS as METHODS
+from .describe.method import Trace as Trace
+from .describe.method import Label as Label
+from .describe.method import needs as needs
 from .describe.clip_dissect import CLIPDissect as CLIPDissect
 from .describe.describe_and_dissect.method import DescribeAndDissect as DescribeAndDissect
 from .describe.invert import INVERT as INVERT
