@@ -63,7 +63,7 @@ def test_views_as_a_front_end_gets_them(tools, tmp_path):
 
 
 def test_format_and_lint(tools):
-    node(tools / "@biomejs" / "biome" / "bin" / "biome", "ci", "--config-path=.", SCRIPTS, JS)
+    node(tools / "@biomejs" / "biome" / "bin" / "biome", "ci", "--error-on-warnings", "--config-path=.", SCRIPTS, JS)
 
 
 # text is text

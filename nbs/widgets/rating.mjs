@@ -11,6 +11,11 @@ export function complete(ratings, best) {
   return best !== null && ratings.every((rating) => rating !== null);
 }
 
+// The number of a click: above all that this view has sent or Python has answered, so that the answer to it is told from others.
+export function nextClick(last, kept, lost) {
+  return Math.max(last, kept, lost) + 1;
+}
+
 // What a key does: {rate: 1 to 5}, {move: lines down}, {pick: true}, {finish: true}, or null for nothing.
 export function meaning(name) {
   if (/^[1-5]$/.test(name)) return { rate: Number(name) };
@@ -30,7 +35,8 @@ class RatingView extends View {
 
   listen() {
     this.on(["place"], () => this.draw());
-    this.on(["ratings", "best", "kept", "lost", "problem"], () => this.mark());
+    this.on(["kept", "lost", "problem"], () => this.mark());
+    this.on(["ratings", "best"], () => this.follow());
     this.observe(new IntersectionObserver(() => this.takeKeys()), this.root); // the first question is drawn before the page has it, and what is not on view gets no keys
     this.endings.push(() => URL.revokeObjectURL(this.picture));
   }
@@ -38,6 +44,7 @@ class RatingView extends View {
   draw() {
     URL.revokeObjectURL(this.picture);
     this.row = 0;
+    this.unkept = false; // from a click on, until Python has kept it
     this.leaving = false; // after Next, until the next question is there: keys meant for that one must not change this one
     const [place, count] = [this.get("place"), this.get("count")];
     if (place >= count) this.drawEnd(place, count);
@@ -148,7 +155,8 @@ class RatingView extends View {
   }
 
   send(complete) {
-    this.clicks += 1;
+    this.clicks = nextClick(this.clicks, this.get("kept"), this.get("lost"));
+    this.unkept = true;
     this.model.send({ click: this.clicks, place: this.get("place"), ratings: this.ratings, best: this.best, complete });
     this.say("saving");
     this.later(() => this.stay(LOST), LATE);
@@ -173,7 +181,16 @@ class RatingView extends View {
       clearTimeout(this.timer);
       if (problem) this.stay(problem);
       else this.say(this.clicks ? "saved" : "");
+      this.unkept = Boolean(problem);
     }
+    this.paint();
+  }
+
+  // What another view of the same questions has changed, unless a click of this one is on its way.
+  follow() {
+    if (!this.lines.length || this.unkept) return;
+    this.ratings = [...this.get("ratings")];
+    this.best = this.get("best");
     this.paint();
   }
 

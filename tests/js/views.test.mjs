@@ -17,19 +17,18 @@ const SAVES = new Set(["browser", "compare"]); // files; their addresses are tak
 // Each view on a page has a module of its own, as in a front end.
 let loaded = 0;
 
-async function draw(name) {
+async function draw(name, model = new FakeModel(WIDGETS[name].traits)) {
   loaded += 1;
   const address = `${pathToFileURL(`${BUNDLES}/${name}.mjs`)}?${loaded}`;
   const { default: widget } = await import(address);
-  const model = new FakeModel(WIDGETS[name].traits);
   const el = page.place();
   const end = widget.render({ model, el });
   for (const [content, buffers] of WIDGETS[name].messages) model.emit("msg:custom", content, buffers);
   return { model, el, root: el.firstElementChild, end };
 }
 
-async function open(name) {
-  const view = await draw(name);
+async function open(name, model) {
+  const view = await draw(name, model);
   await settled();
   return view;
 }
@@ -131,9 +130,54 @@ test("what is picked in a rating leaves the other on the page as it is", async (
   second.end();
 });
 
+const said = ({ root }) => root.querySelector(".nb-status").textContent;
+
+// As Python answers the last click: what is kept is told before what it was.
+function keep(model) {
+  const { click, ratings, best } = model.sent.at(-1);
+  model.set("kept", click);
+  model.set("ratings", ratings);
+  model.set("best", best);
+}
+
+test("two views of the same questions show the same, and neither undoes the other's clicks", async () => {
+  const first = await open("rating");
+  const second = await open("rating", first.model);
+  radios(first, ": agree")[0].click();
+  radios(first, ": best")[0].click();
+  keep(first.model);
+  assert.ok(radios(second, ": agree")[0].checked && radios(second, ": best")[0].checked);
+  radios(second, ": disagree")[2].click();
+  assert.deepEqual(
+    first.model.sent.map(({ click }) => click),
+    [1, 2, 3],
+  );
+  assert.deepEqual(first.model.sent.at(-1).ratings, [4, null, 2]);
+  assert.equal(first.model.sent.at(-1).best, 0);
+  keep(first.model);
+  assert.ok(radios(first, ": disagree")[2].checked);
+  assert.deepEqual([said(first), said(second)], ["saved", "saved"]);
+  first.end();
+  second.end();
+});
+
+test("a click that is on its way is not undone by what was kept before it", async () => {
+  const view = await open("rating");
+  page.press(view.root, "2");
+  const [before] = view.model.sent.splice(0);
+  page.press(view.root, "b");
+  const [after] = view.model.sent.splice(0);
+  view.model.sent.push(before);
+  keep(view.model);
+  assert.ok(radios(view, ": disagree")[0].checked && radios(view, ": best")[0].checked);
+  view.model.set("problem", "not kept: the disk is full");
+  view.model.set("lost", after.click);
+  assert.ok(radios(view, ": best")[0].checked); // the next click tries again
+  view.end();
+});
+
 test("a click that Python does not keep is said to be lost, unless the page went before", async () => {
   const [stays, goes] = [await open("rating"), await open("rating")];
-  const said = ({ root }) => root.querySelector(".nb-status").textContent;
   for (const view of [stays, goes]) page.press(view.root, "3");
   assert.equal(said(stays), "saving");
   const status = goes.root.querySelector(".nb-status");
