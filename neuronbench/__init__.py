@@ -61,6 +61,7 @@ _MODULE_OF = {
     "DescribedDrops": "evaluate.ablation",
     "leaderboard": "evaluate.leaderboard",
     "Measure": "evaluate.measure",
+    "MEASURES": "evaluate.measure",
     "summary": "evaluate.measure",
     "paired_tests": "evaluate.measure",
     "plot_comparison": "evaluate.measure",

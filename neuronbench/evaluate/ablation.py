@@ -8,7 +8,8 @@ __all__ = ['ablated', 'class_accuracy', 'Ablation', 'unit_ablation', 'DescribedD
 # %% ../../nbs/evaluate/01_ablation.ipynb #2d686d93
 import threading
 import warnings
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from matplotlib.figure import Figure
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from tqdm.auto import tqdm
@@ -24,8 +26,10 @@ from ..basics import check_columns, choose
 from .measure import Measure, first_descriptions
 from ..pictures import new_figure
 from ..probe.hooks import Hook, class_scores, one_at_a_time
+from ..probe.images import ProbingSet
 from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
+from ..probe.target import Target
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
 def _without(output, units, axis):
@@ -154,11 +158,11 @@ def _ablating(target, place, units):
 
 
 def ablated(
-    target,  # Target; its network serves this thread only until the end of the context
+    target: Target,  # its network serves this thread only until the end of the context
     layer: str,  # dotted name of any of its modules, also one that is not among `target.layers`
-    units,  # numbers of the units to ablate, or one number
-):
-    """A context in which the maps, tokens or values of `units` are 0, and so are those of a batch norm right behind (Zhao et al., AAAI 2024).
+    units: Iterable[int] | int,  # numbers of the units to ablate, or one number
+) -> AbstractContextManager[None]:
+    """A context in which the maps, tokens or values of `units` are 0, and so are those of a batch norm right behind (Zhao et al., AAAI 2024, arXiv:2310.10708).
 
     Of a layer that runs several times, it is the call that the target says. The network is restored bit for bit, also after an exception, and
     other threads see it whole. Contexts may be nested. Errors: KeyError for an unknown layer, IndexError for a unit that the layer does not
@@ -358,8 +362,8 @@ def _accuracies(target, images, right, seen):
 
 
 def class_accuracy(
-    target,  # Target: a classifier
-    images,  # ProbingSet with labels
+    target: Target,  # a classifier
+    images: ProbingSet,  # with labels
     on_bad_image: str = "skip",  # or "raise"
     progress: bool = True,
 ) -> pd.Series:
@@ -405,8 +409,8 @@ class Ablation:
     def plot(
         self,
         count: int = 10,  # of units
-    ):
-        """A matplotlib figure of the largest drops: a bar from a class's accuracy without the unit to the one with it (Zhao et al., figure 3)."""
+    ) -> Figure:
+        """The largest drops: a bar from a class's accuracy without the unit to the one with it (Zhao et al., figure 3)."""
         return _plot_drops(self.largest(count), self.layer)
 
 
@@ -424,14 +428,14 @@ def _plot_drops(largest, layer):
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #6dc1a55f
 def unit_ablation(
-    target,  # Target: a classifier
-    images,  # ProbingSet with labels
+    target: Target,  # a classifier
+    images: ProbingSet,  # with labels
     layer: str,  # dotted name of any of its modules
-    units=None,  # numbers of the units to ablate, each by itself; all of the layer if None
+    units: Iterable[int] | None = None,  # numbers of the units to ablate, each by itself; all of the layer if None
     on_bad_image: str = "skip",  # or "raise"
     progress: bool = True,  # show images per second and the time left; an image counts once for each unit
 ) -> Ablation:
-    """Each class's accuracy with all units and without each of `units` (Zhao et al., AAAI 2024).
+    """Each class's accuracy with all units and without each of `units` (Zhao et al., AAAI 2024, arXiv:2310.10708).
 
     Each batch goes through the network once, and for each unit through what lies behind the layer; where that cannot be run by itself,
     each unit costs a whole pass, and a warning says so. Errors: those of `ablated` and `class_accuracy`.

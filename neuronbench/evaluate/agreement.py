@@ -8,7 +8,7 @@ __all__ = ['TEXT_MEASURES', 'text_cosine', 'exact_match', 'paper_measures', 'cho
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr02
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -32,8 +32,8 @@ def text_cosine(
 
 
 def exact_match(
-    said: list,  # (N,) text
-    true: list,  # (N,) text
+    said: list[str],  # (N,) text
+    true: list[str],  # (N,) text
 ) -> np.ndarray:
     """(N,) 1 where both are the same but for case and surrounding white space, else 0."""
     return np.array([text.strip().lower() == truth.strip().lower() for text, truth in zip(said, true)], float)
@@ -63,16 +63,16 @@ TEXT_MEASURES = {"CLIP cosine": _clip_cosine, "sentence cosine": _sentence_cosin
 def paper_measures(
     clip: SentenceModel | None = None,  # OpenAI's CLIP ViT-B/16 if None
     sentences: SentenceModel | None = None,  # all-mpnet-base-v2 if None
-    bert_score=None,  # BERTScore; of roberta-large if None
-) -> dict:
-    """{name: function of two lists of texts}, as Bai et al. (TMLR 2025) compare descriptions, and exact match. Errors: those of loading a model that is not given."""
+    bert_score: Callable | None = None,  # BERTScore; of roberta-large if None
+) -> dict[str, Callable]:
+    """{name: function of two lists of texts}, as Bai et al. (TMLR 2025, arXiv:2403.13771) compare descriptions, and exact match. Errors: those of loading a model that is not given."""
     given = {"CLIP cosine": clip and text_cosine(clip), "sentence cosine": sentences and text_cosine(sentences), "BERTScore": bert_score}
     return {name: given.get(name) or load() for name, load in TEXT_MEASURES.items()}
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr06c
 def chosen_measures(
-    measures=None,  # names among TEXT_MEASURES, or {name: callable}, see `measured`; `paper_measures()` if None
-) -> dict:
+    measures: list[str] | dict[str, Callable] | None = None,  # names among TEXT_MEASURES, or {name: callable}, see `measured`; `paper_measures()` if None
+) -> dict[str, Callable]:
     """{name: function of two lists of texts}. Errors: KeyError naming the nearest measure; TypeError for other things; ValueError for no measure; those of loading a model."""
     if measures is None:
         return paper_measures()
@@ -88,8 +88,8 @@ def chosen_measures(
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr06b
 def measured(
     measure: Callable,  # two lists of N texts -> (N,)
-    said,  # (N,) text, or None or NaN where there is none
-    true,  # (N,) text
+    said: Iterable[str | None],  # (N,) text, or None or NaN where there is none
+    true: Iterable[str],  # (N,) text
 ) -> np.ndarray:
     """(N,) float64: the measure where something was said, 0 elsewhere. Errors: ValueError for a measure that does not give a number for each pair of texts."""
     some = np.flatnonzero([isinstance(text, str) and text.strip() != "" for text in said])
@@ -103,7 +103,7 @@ def measured(
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr09
 def class_truths(
-    classes,  # names in order of the units, such as "tench, Tinca tinca"
+    classes: list[str],  # names in order of the units, such as "tench, Tinca tinca"
     layer: str,  # whose units the classes are
 ) -> pd.DataFrame:
     """Columns layer, unit, truth: a row for each synonym; take the largest agreement of a unit. Errors: TypeError for classes that are no list of texts."""
@@ -116,7 +116,7 @@ def annotation_truths(
     clip: SentenceModel | None = None,  # only units whose annotators agree are kept; all units if None
     least: float = 0.81,  # cosine of two of a unit's annotations that makes it reliable
 ) -> pd.DataFrame:
-    """Columns layer, unit, truth: a row for each annotation; take the mean agreement of a unit. Source: METHODS, MILANNOTATIONS. Errors: those of `check_columns`."""
+    """Columns layer, unit, truth: a row for each annotation; take the mean agreement of a unit. Source: arXiv:2201.11114 (MILANNOTATIONS), arXiv:2403.13771. Errors: those of `check_columns`."""
     check_columns(annotations, ("layer", "unit", "description"), "annotations")
     truths = annotations.dropna(subset=["description"])[["layer", "unit", "description"]].rename(columns={"description": "truth"}).reset_index(drop=True)
     if clip is None:

@@ -19,7 +19,7 @@ from ..foundation.interfaces import SentenceModel
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
 def check_models(
     models: list[SentenceModel],
-):
+) -> None:
     """Errors: TypeError for what is no list of at least one."""
     if isinstance(models, SentenceModel) or not models:
         raise TypeError(f"models are a list of at least one, such as [clip], not {models!r:.80}")
@@ -27,7 +27,7 @@ def check_models(
 
 def nearest_units(
     descriptions: pd.DataFrame,  # layer, unit, description, method: one row for each unit and method
-    classes: list,  # names
+    classes: list[str],  # names
     models: list[SentenceModel],  # the mean of their cosines counts
 ) -> pd.DataFrame:
     """Columns method, class, layer, unit, description, similarity: the nearest units to each class, several where they are equally near.

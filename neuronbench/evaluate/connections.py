@@ -16,12 +16,13 @@ from ..basics import check_columns, choose
 from .measure import Measure
 from ..foundation.interfaces import SentenceModel
 from ..probe.hooks import named_layers
+from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/08_connections.ipynb #con06
 def joining_weights(
-    network,  # torch module
+    network: nn.Module,
     second: str,  # dotted name of a linear or convolutional module, whose units are the second layer
-    units: tuple,  # (of the first layer, of the second): how many units both have
+    units: tuple[int, int],  # (of the first layer, of the second): how many units both have
     positions: int = 1,  # of each unit's map, where the second layer reads flattened maps, such as 36 for 6 x 6
     units_last: bool = False,  # whether the units are the last axis of the maps that are flattened
 ) -> np.ndarray:
@@ -78,7 +79,7 @@ class Connections(Measure):
     name = "connections"
     gives = {"joined over random": None}
 
-    def weights(self, recording) -> np.ndarray:
+    def weights(self, recording: Recording) -> np.ndarray:
         """(second unit, first unit): the weights that join the two layers, see `joining_weights`."""
         counts = tuple(recording[layer].sizes["unit"] for layer in (self.first, self.second))
         return joining_weights(recording.target.model, self.second, counts, self.positions, recording.layouts[self.first].unit_axis > 1)

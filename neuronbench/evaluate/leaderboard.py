@@ -8,10 +8,12 @@ __all__ = ['WORLD_METHODS', 'UNIT_KINDS', 'TRUTH', 'SAME', 'world_methods', 'uni
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board02c
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..basics import check_columns, choose, name_list
 from ..describe.clip_dissect import CLIPDissect
@@ -24,10 +26,8 @@ from ..describe.network_dissection import NetworkDissection
 from ..describe.patch_vocabulary import PatchVocabulary
 from ..embedded.drawing.vocabulary import VocabularyTable
 from ..embedded.world import World
-from .agreement import Agreement, text_cosine
-from .faithfulness import Faithfulness
-from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, summary
-from .synthesis import Synthesis
+from .agreement import text_cosine
+from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, summary, supplied_measures
 from ..foundation.interfaces import SentenceModel
 from ..pictures import new_figure
 from ..probe.recording import Recording, record
@@ -50,8 +50,8 @@ WORLD_METHODS = {  # name: the method with a world's tools
 
 
 def world_methods(
-    world,  # World
-    names=None,  # of the methods wanted, a list; all if None
+    world: World,
+    names: list[str] | None = None,  # of the methods wanted; all if None
 ) -> dict:
     """{name: the method, ready to be called on a recording of the world}. Errors: TypeError for names that are no list; KeyError that names the nearest method."""
     chosen = [choose(name, WORLD_METHODS, "method") for name in (WORLD_METHODS if names is None else name_list(names, "methods"))]
@@ -63,8 +63,8 @@ TRUTH, SAME = "the truth", CONSTANT + BASELINE  # the two describers that number
 
 
 def unit_answers(
-    world,  # World
-    recording,  # of the world's target on the world's images
+    world: World,
+    recording: Recording,  # of the world's target on the world's images
     methods: dict,  # {name: method}, as `world_methods` gives them
 ) -> pd.DataFrame:
     """Columns layer, unit, description, score, method, seconds, kind, truth, right: a row for each method and unit of known meaning.
@@ -142,16 +142,24 @@ class Seconds(Measure):
         return judged
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board09w
+_FIRST = "right", "described", "agreement", "synthesis", "faithfulness"  # the order of our measures in the table
+_LAST = ("seconds",)
+
+
 def world_measures(
     world: World,
     sentences: SentenceModel | None = None,  # one more measure
     painted: int = 10,  # images of each description, for CoSy
 ) -> dict[str, Measure]:
-    """{name: the measure, ready to be called on answers and a recording of the world}."""
+    """{name: measure} of all registered measures that need nothing but what the world has, ready to be called on answers and a recording of the world.
+
+    The world has marked (`World.marked`), truths, clip, painter, and what it is itself, world.
+    """
     texts = {"CLIP cosine": text_cosine(world.clip)} | ({} if sentences is None else {"sentence cosine": text_cosine(sentences)})
-    truths = world.truth.rename(columns={"description": "truth"})
-    measures = Right(world.marked), Described(), Agreement(truths, texts, baseline=None), Synthesis(world.painter, painted), Faithfulness(world.clip), Seconds()
-    return {measure.name: measure for measure in measures}
+    held = {"world": world, "marked": world.marked, "truths": world.truth.rename(columns={"description": "truth"}), "clip": world.clip, "painter": world.painter}
+    measures = supplied_measures(held, {"agreement": {"measures": texts, "baseline": None}, "synthesis": {"count": painted}})
+    order = [*_FIRST, *(name for name in measures if name not in (*_FIRST, *_LAST)), *_LAST]
+    return {name: measures[name] for name in order}
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board09c
 def answer_values(
@@ -161,10 +169,11 @@ def answer_values(
 ) -> pd.DataFrame:
     """Columns layer, unit, method, kind, measure, value: a row for each answer and thing measured, of which a guess's value is known.
 
-    Errors: those of `check_columns` and of the measures.
+    A measure of another package that fails is left out, and a warning says why. Errors: those of `check_columns` and of the measures of this package.
     """
     check_columns(answers, (*ROW, "description", "kind", "seconds"), "answers")
-    return pd.concat([_filled(measure, measure(answers, recording), answers) for measure in measures.values()], ignore_index=True)
+    parts = [_told(f"the measure {name!r}", measure, lambda: _filled(measure, measure(answers, recording), answers)) for name, measure in measures.items()]
+    return pd.concat([part for part in parts if part is not None], ignore_index=True)
 
 
 def _filled(measure, values, answers):
@@ -173,6 +182,16 @@ def _filled(measure, values, answers):
     table = answers[[*ROW, "kind"]].assign(**guesses).melt([*ROW, "kind"], [*guesses], "measure", "guess")
     known = table.merge(values[[*ROW, "measure", "value"]], "left")
     return known.assign(value=known.value.fillna(known.guess)).drop(columns="guess")
+
+
+def _told(what, thing, call):
+    """What `call()` gives; None, and a warning, where code of another package fails: it must not cost what the others have computed."""
+    try:
+        return call()
+    except Exception as error:
+        if type(thing).__module__.startswith("neuronbench."):
+            raise
+        warnings.warn(f"{what} is left out of the leaderboard: it raised {type(error).__name__}: {error}", stacklevel=3)
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board15c
 def summed_up(
@@ -217,8 +236,8 @@ _MARKS = {"CLIP cosine": "o", "sentence cosine": "s", "CoSy AUC": "^", "top agai
 
 def plot_leaderboard(
     board: pd.DataFrame,  # from `leaderboard`
-):
-    """A matplotlib figure: for each kind of unit, a bar for the share of each method that is right, and a mark for what other measures say. Errors: those of `wide_table`."""
+) -> Figure:
+    """For each kind of unit, a bar for the share of each method that is right, and a mark for what other measures say. Errors: those of `wide_table`."""
     order = wide_table(board).index[::-1]
     figure = new_figure(11, 1 + 0.28 * len(order), dpi=80)
     axes = figure.subplots(1, len(UNIT_KINDS), sharey=True)
