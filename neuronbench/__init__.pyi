@@ -48,6 +48,7 @@ from .evaluate.ablation import unit_ablation as unit_ablation
 from .evaluate.ablation import DescribedDrops as DescribedDrops
 from .evaluate.leaderboard import leaderboard as leaderboard
 from .evaluate.measure import Measure as Measure
+from .evaluate.measure import MEASURES as MEASURES
 from .evaluate.measure import summary as summary
 from .evaluate.measure import paired_tests as paired_tests
 from .evaluate.measure import plot_comparison as plot_comparison

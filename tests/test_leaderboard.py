@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronbench.describe.descriptions import describe_frame
+from neuronbench.describe.method import METHODS
 from neuronbench.embedded.world import World
 from neuronbench.evaluate.agreement import measured, text_cosine
-from neuronbench.evaluate.leaderboard import (SAME, TRUTH, UNIT_KINDS, WORLD_METHODS, answer_values, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table,
+from neuronbench.evaluate.leaderboard import (SAME, TRUTH, UNIT_KINDS, VARIANTS, answer_values, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table,
                                               world_measures, world_methods)
 from neuronbench.evaluate.measure import summary
 from neuronbench.probe.recording import record
@@ -131,7 +132,7 @@ def test_only_what_is_asked_for_is_built():
 
 
 def test_published_methods_run_on_a_small_world(here, recording):
-    names = [name for name in WORLD_METHODS if name.split()[0] in ("clip-dissect", "invert", "network-dissection")]
+    names = [name for name in [*METHODS, *VARIANTS] if name.split()[0] in ("clip-dissect", "invert", "network-dissection")]
     answers = unit_answers(here, recording, world_methods(here, names))
     answers = answers[answers.method.isin(names)]
     assert len(answers) == 60 * len(names) and answers.description.notna().mean() > 0.8  # on few scenes, some class units never exceed their threshold

@@ -7,6 +7,7 @@ __all__ = ['WEIGHTS', 'World', 'world', 'world_tools', 'formula_labels', 'plante
            'naming_accuracy', 'concept_summaries', 'summary_accuracy', 'evaluate_world']
 
 # %% ../../nbs/embedded/01_world.ipynb #da645624
+from collections.abc import Iterable
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -129,6 +130,11 @@ class World:
         return [caption(scene) for scene in self.scenes.scenes]
 
     @cached_property
+    def vocabulary(self) -> dict:
+        """{class: phrases for its features}."""
+        return {kind: class_features(kind) for kind in KINDS}
+
+    @cached_property
     def annotations(self):
         """The masks of all concepts by category: `Annotations` of the images."""
         return scene_annotations(self.scenes, self.images)
@@ -164,13 +170,15 @@ def _world_of_cache(folder):
     return World()  # its recording is read from this folder
 
 # %% ../../nbs/embedded/01_world.ipynb #worldtool1
+_TOOLS = {"labels": "concept_labels"} | {name: name for name in ("clip", "captioner", "chat", "painter", "region_captioner", "region_encoder", "concepts", "captions", "vocabulary", "annotations")}
+
+
 def world_tools(
     world: World,
+    needs: Iterable[str] = tuple(_TOOLS),  # of methods, see `neuronbench.describe.method.NEEDS`: nothing else is loaded
 ) -> dict:
-    """{need of a method: what the world has for it}, see `neuronbench.describe.method.NEEDS`; the segmenter, which would stand for the masks, is not among them."""
-    models = {name: getattr(world, name) for name in ("clip", "captioner", "chat", "painter", "region_captioner", "region_encoder")}
-    words = {"concepts": world.concepts, "captions": world.captions, "vocabulary": {kind: class_features(kind) for kind in KINDS}}
-    return {**models, **words, "labels": world.concept_labels, "annotations": world.annotations}
+    """{need: what the world has for it}, of those for which it has something; the segmenter, which would stand for the masks, is not among them."""
+    return {need: getattr(world, _TOOLS[need]) for need in needs if need in _TOOLS}
 
 # %% ../../nbs/embedded/01_world.ipynb #d0ade2b0
 def formula_labels(
