@@ -100,3 +100,34 @@ def test_a_borrowed_name_is_found(monkeypatch, tmp_path):
     monkeypatch.setitem(PRIVATE, borrower, set(_private_names(TREES[borrower])))
     monkeypatch.setitem(PRIVATE, lender, set(_private_names(ast.parse("def _tool(self):\n    self._mark = 1"))))
     assert list(_borrowed(borrower)) == ["_tool", "tool._mark"] and PRIVATE[borrower] == {"_own"}
+
+
+ANNOTATED = ["foundation", "embedded"]  # floors whose public signatures are annotated; grows until it is all of FLOORS
+SHOWN = ("__init__", "__call__", "__getitem__", "__len__")  # methods that are part of a public signature
+
+
+def _public_functions(path):
+    """(qualified name, node, parameters without self or cls) of a file's public functions and methods."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node, _parameters(node)
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and (not method.name.startswith("_") or method.name in SHOWN):
+                    static = any(getattr(decorator, "id", "") == "staticmethod" for decorator in method.decorator_list)
+                    yield f"{node.name}.{method.name}", method, _parameters(method)[0 if static else 1 :]
+
+
+def _parameters(node):
+    given = node.args
+    return [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, [given.vararg, given.kwarg])]
+
+
+@pytest.mark.parametrize("floor", ANNOTATED)
+def test_public_signatures_are_annotated(floor):
+    files = sorted((PACKAGE / floor).rglob("*.py")) if (PACKAGE / floor).is_dir() else [PACKAGE / f"{floor}.py"]
+    bare = [f"{path.relative_to(PACKAGE)}: {name}({parameter.arg})" for path in files for name, _, parameters in _public_functions(path)
+            for parameter in parameters if parameter.annotation is None]
+    bare += [f"{path.relative_to(PACKAGE)}: {name} -> ?" for path in files for name, node, _ in _public_functions(path)
+             if node.returns is None and node.name != "__init__"]
+    assert not bare

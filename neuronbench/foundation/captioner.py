@@ -7,6 +7,7 @@ __all__ = ['CAPTION_PROMPT', 'Captioner', 'ConceptCaptioner', 'ChatCaptioner']
 
 # %% ../../nbs/foundation/05_captioner.ipynb #4f34bb49
 import warnings
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -16,6 +17,7 @@ from ..basics import ContentStore, best_device, cache_folder, clean_text, conten
 from .chat import Request
 from .clip import image_keys, loaded_ahead, warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
+from .interfaces import Images, ImageTextModel, LanguageModel
 from ..pictures import data_url, png
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
@@ -120,8 +122,8 @@ class Captioner:
 
     def captions(
         self,
-        images,  # ProbingSet, or list of PIL images
-        indices=None,  # the images wanted, by position; all if None
+        images: Images,
+        indices: Iterable[int] | None = None,  # the images wanted, by position; all if None
         progress: bool = True,
     ) -> list[str]:
         """One caption per image, in the order of `indices`; "" (and a warning) where the model says nothing.
@@ -154,7 +156,7 @@ class ConceptCaptioner:
 
     def __init__(
         self,
-        clip,  # a CLIP
+        clip: ImageTextModel,
         concepts: list[str],  # words or phrases, as from `concept_set`
     ):
         if isinstance(concepts, str) or not len(concepts):
@@ -172,8 +174,8 @@ class ConceptCaptioner:
 
     def captions(
         self,
-        images,  # ProbingSet, or list of PIL images
-        indices=None,  # the images wanted, by position; all if None
+        images: Images,
+        indices: Iterable[int] | None = None,  # the images wanted, by position; all if None
         progress: bool = True,
     ) -> list[str]:
         """One concept per image, in the order of `indices`. Errors: BadImage for an image that cannot be read."""
@@ -189,7 +191,7 @@ class ChatCaptioner:
 
     def __init__(
         self,
-        chat,  # a Chat whose model accepts images
+        chat: LanguageModel,  # that accepts images
         prompt: str = CAPTION_PROMPT,  # what it is asked about each image
     ):
         self.chat, self.prompt = chat, prompt
@@ -204,8 +206,8 @@ class ChatCaptioner:
 
     def captions(
         self,
-        images,  # ProbingSet, or list of PIL images
-        indices=None,  # the images wanted, by position; all if None
+        images: Images,
+        indices: Iterable[int] | None = None,  # the images wanted, by position; all if None
         progress: bool = True,
     ) -> list[str]:
         """One caption per image, in the order of `indices`; "" (and a warning that says why) where there was no answer.

@@ -15,6 +15,7 @@ import re
 import threading
 import warnings
 from collections import deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -317,7 +318,7 @@ _MARK = r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<(?:eos|bos|pad)>|\
 
 def first_turn(
     text: str,  # what a model wrote, without thinking
-    marks=(),  # of str: more marks, such as the special tokens of its tokenizer
+    marks: Iterable[str] = (),  # more marks, such as the special tokens of its tokenizer
 ) -> str:
     """What comes before, between or after the marks of a template in the text: the first that is not blank."""
     parts = re.split("|".join([_MARK, *map(re.escape, marks)]), text)
@@ -555,7 +556,7 @@ def _refused(error, sent):
     return named - set(_LIMITS) if _TOO_MUCH.search(said) and not _NOT_TAKEN.search(said) else named
 
 
-def without_system(messages) -> tuple:
+def without_system(messages: Sequence[dict]) -> tuple:
     """The messages with what the system says at the beginning of the first that the user says: the same to a model that knows no system."""
     system = [message["content"] for message in messages if message["role"] == "system" and isinstance(message["content"], str)]
     others = [message for message in messages if message["role"] != "system"]

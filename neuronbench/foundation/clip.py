@@ -9,16 +9,19 @@ __all__ = ['encode_text', 'CLIP', 'image_keys', 'loaded_ahead', 'warn_of_concept
 import functools
 import unicodedata
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from ..basics import ContentStore, best_device, cache_folder, choose, clean_text, content_key, no_code
+from .interfaces import Images, ImageTextModel
 
 # %% ../../nbs/foundation/01_clip.ipynb #quickfn
 _QUICK = "-quickgelu"
@@ -137,7 +140,7 @@ def _needs_hub(source, pretrained):
 
 # %% ../../nbs/foundation/01_clip.ipynb #fe11044b
 def encode_text(
-    model,  # open_clip model
+    model: torch.nn.Module,  # open_clip model
     tokens: torch.Tensor,  # (text, context length)
 ) -> torch.Tensor:
     """(text, dim): `model.encode_text(tokens)`, computed without the padding where that changes nothing."""
@@ -197,8 +200,8 @@ class CLIP:
 
     def embed_images(
         self,
-        images,  # ProbingSet, or list of PIL images
-        indices=None,  # the images wanted, by position; all if None
+        images: Images,
+        indices: Iterable[int] | None = None,  # the images wanted, by position; all if None
         batch_size: int = 64,
         progress: bool = True,
     ) -> np.ndarray:
@@ -251,8 +254,8 @@ def _settings(model):
 
 # %% ../../nbs/foundation/01_clip.ipynb #79e8ebb0
 def image_keys(
-    images,  # ProbingSet, or list of PIL images
-    indices,  # positions, iterable of int
+    images: Images,
+    indices: Iterable[int],  # positions
 ) -> list[str]:
     """A content key for each of these images: by set and position without opening it, or by its pixels."""
     fingerprint = getattr(images, "fingerprint", None)
@@ -262,9 +265,9 @@ def image_keys(
 
 
 def loaded_ahead(
-    load,  # from a position to what is wanted of it; called in threads
-    batches,  # list of lists of positions
-):
+    load: Callable[[int], Any],  # from a position to what is wanted of it; called in threads
+    batches: list[list[int]],  # list of lists of positions
+) -> Iterator[tuple[list[int], list]]:
     """Yield (positions, loaded) for each batch; the batch after it is being loaded meanwhile."""
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(load, position) for position in batches[0]] if batches else []
@@ -278,9 +281,9 @@ def loaded_ahead(
 
 # %% ../../nbs/foundation/01_clip.ipynb #conceptfn
 def warn_of_concepts(
-    clip,  # CLIP; a model without `tokenizer` reads as it likes, and nothing is said of it
-    concepts,  # words or phrases
-):
+    clip: ImageTextModel,  # CLIP; a model without `tokenizer` reads as it likes, and nothing is said of it
+    concepts: Iterable[str],  # words or phrases
+) -> None:
     """One warning for each kind of concept that the tokenizer makes equal, cuts or does not know, with examples."""
     if not isinstance(clip, CLIP):
         return

@@ -8,6 +8,7 @@ __all__ = ['PHRASES', 'STOP_WORDS', 'WORD', 'content_words', 'shared_words', 'Co
 # %% ../../nbs/foundation/07_consensus.ipynb #de48b177
 import re
 from collections import Counter
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import cached_property
 
@@ -47,7 +48,7 @@ def _singulars(words):
 
 # %% ../../nbs/foundation/07_consensus.ipynb #22c2e751
 def shared_words(
-    texts,  # captions, iterable of str
+    texts: Iterable[str],  # captions
 ) -> list[str]:
     """One to five words that most of `texts` share, in their order there; none if no two share a word.
 

@@ -6,17 +6,22 @@
 __all__ = ['find_model', 'loading', 'whole', 'part_key', 'dtype_of']
 
 # %% ../../nbs/foundation/02_hub.ipynb #5e03bcd9
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..basics import choose, content_key, no_code
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/foundation/02_hub.ipynb #b024c2f2
 def find_model(
     what: str,  # the word for such a model in the message, e.g. "captioner"
     name: str,  # a folder, or "owner/name" on the hub
     file: str,  # that every such model has, e.g. "config.json"
-):
+) -> None:
     """Check that `name` is there or can be fetched.
 
     Errors: FileNotFoundError for a folder without `file` and for a name the hub does not know; PermissionError for one
@@ -52,7 +57,7 @@ def loading(
     what: str,  # the word for such a model in the message
     name: str,  # a folder, or "owner/name" on the hub
     file: str,  # that every such model has
-):
+) -> Iterator[None]:
     """Inside, a model is loaded with `from_pretrained`. Errors: as `find_model`; ValueError, as `no_code`, for what would execute code or is damaged."""
     find_model(what, name, file)
     with no_code(f"{what} {name!r}"):
@@ -66,10 +71,10 @@ def loading(
 # %% ../../nbs/foundation/02_hub.ipynb #hubfullfn
 def whole(
     what: str,  # the word for such a model in the message
-    kind,  # class of transformers with `from_pretrained`
+    kind: type,  # class of transformers with `from_pretrained`
     name: str,  # a folder, or "owner/name" on the hub
-    **options,  # of `from_pretrained`
-):
+    **options: Any,  # of `from_pretrained`
+) -> "torch.nn.Module":
     """The network in eval mode, with all of its weights. Errors: ValueError naming the first weight that is missing; those of `from_pretrained`."""
     model, said = kind.from_pretrained(name, output_loading_info=True, trust_remote_code=False, weights_only=True, **options)
     missing = sorted(said["missing_keys"])
@@ -80,7 +85,7 @@ def whole(
 
 # %% ../../nbs/foundation/02_hub.ipynb #cb232683
 def part_key(
-    part,  # a network, a tokenizer, a processor of images or a scheduler, of transformers or diffusers
+    part: Any,  # a network, a tokenizer, a processor of images or a scheduler, of transformers or diffusers
 ) -> str:
     """A hash of the weights and settings of a network, the vocabulary of a tokenizer, or the settings of a processor or a scheduler."""
     if hasattr(part, "get_vocab"):
@@ -93,7 +98,7 @@ def part_key(
 # %% ../../nbs/foundation/02_hub.ipynb #dtypecode
 def dtype_of(
     precision: str,  # "fp32", "bf16" or "fp16"
-):
+) -> "torch.dtype":
     """The torch dtype of weights and computation. Errors: KeyError naming the nearest."""
     import torch
 

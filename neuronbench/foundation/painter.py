@@ -9,6 +9,7 @@ __all__ = ['few_steps', 'Painter']
 import io
 import warnings
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from ..pictures import png
 
 # %% ../../nbs/foundation/04_painter.ipynb #6035276e
 def few_steps(
-    scheduler,  # of a diffusers pipeline
+    scheduler: Any,  # of a diffusers pipeline
 ) -> bool:
     """Whether the scheduler is that of a model distilled for a few steps: LCM, TCD, or a turbo model's."""
     return type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler") or scheduler.config.get("timestep_spacing") == "trailing"

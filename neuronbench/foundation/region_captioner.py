@@ -11,15 +11,19 @@ __all__ = ['PAD', 'START', 'STOP', 'UNKNOWN', 'masked_mean', 'StageFeatures', 's
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from ..basics import best_device, clean_text, content_key, no_code, replacing
+from .clip import CLIP
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #rc05
 def masked_mean(
@@ -58,9 +62,9 @@ class StageFeatures:
     def __init__(
         self,
         network: nn.Module,
-        stages,  # dotted names of modules that give maps (B, channel, h, w)
-        preprocess,  # callable: PIL image -> tensor (3, H, W); it must keep the whole of a square image
-        device=None,  # the fastest if None
+        stages: Sequence[str],  # dotted names of modules that give maps (B, channel, h, w)
+        preprocess: Callable[[Image.Image], torch.Tensor],  # gives (3, H, W); it must keep the whole of a square image
+        device: str | torch.device | None = None,  # the fastest if None
     ):
         self.device = torch.device(device or best_device())
         self.network, self.stages, self.preprocess = network.to(self.device).eval(), tuple(stages), preprocess
@@ -73,8 +77,8 @@ class StageFeatures:
         cls,
         name: str = "resnet101",  # the network of the paper
         weights: str | None = "IMAGENET1K_V1",  # downloaded once; None for random ones
-        device=None,
-    ):
+        device: str | torch.device | None = None,
+    ) -> "StageFeatures":
         """A ResNet of torchvision, its first convolution and its four stages, at 224 x 224."""
         import torchvision
 
@@ -83,15 +87,15 @@ class StageFeatures:
     @classmethod
     def from_clip(
         cls,
-        clip,  # CLIP with a ResNet as its image tower
-    ):
+        clip: CLIP,  # CLIP with a ResNet as its image tower
+    ) -> "StageFeatures":
         """The four stages of a CLIP's image tower."""
         return cls(clip.model.visual, ("layer1", "layer2", "layer3", "layer4"), clip.preprocess, clip.device)
 
     def __call__(
         self,
-        images,  # N PIL images, squares of what is to be seen
-        masks,  # (N, H, W) bool or 0..1: the region in each
+        images: Sequence[Image.Image],  # N PIL images, squares of what is to be seen
+        masks: np.ndarray,  # (N, H, W) bool or 0..1: the region in each
         batch_size: int = 64,
     ) -> np.ndarray:
         """(N, F) float32: the means of all stages' channels over the regions. Errors: ValueError for another number of masks."""
@@ -130,7 +134,7 @@ def split_words(
 
 
 def word_list(
-    descriptions,  # iterable of str
+    descriptions: Iterable[str],
 ) -> tuple:
     """Every word in the order of the alphabet, after the four marks."""
     return (*_MARKS, *sorted({word for text in descriptions for word in split_words(text)}))
@@ -308,8 +312,8 @@ class RegionCaptioner:
 
     def save(
         self,
-        folder,  # made if missing
-    ):
+        folder: str | Path,  # made if missing
+    ) -> None:
         """Write weights (half precision, safetensors) and words. Errors: TypeError for published weights, which are kept as the authors' file."""
         from safetensors.torch import save_file
 
@@ -328,9 +332,9 @@ class RegionCaptioner:
     @classmethod
     def load(
         cls,
-        folder,  # as `save` writes it
-        device=None,  # the fastest if None
-    ):
+        folder: str | Path,  # as `save` writes it
+        device: str | torch.device | None = None,  # the fastest if None
+    ) -> "RegionCaptioner":
         """A saved captioner. Errors: FileNotFoundError naming what is missing; ValueError for damaged weights."""
         from safetensors.torch import load_file
 
@@ -382,7 +386,7 @@ def train_region_captioner(
     features: np.ndarray,  # (U, M, F) float32: M regions of each unit
     descriptions: list,  # for each unit, a list of str
     encoder: str,  # `learnt` of the `StageFeatures`
-    held_out=None,  # (unit,) bool: units that are not trained on; the pass in which they have the least loss is kept
+    held_out: np.ndarray | None = None,  # (unit,) bool: units that are not trained on; the pass in which they have the least loss is kept
     regions: int = 15,  # drawn of the M at each step
     hidden: int = 512,
     embedding: int = 128,
@@ -391,7 +395,7 @@ def train_region_captioner(
     batch_size: int = 64,
     rate: float = 1e-3,
     seed: int = 0,
-    device=None,  # the fastest if None
+    device: str | torch.device | None = None,  # the fastest if None
 ) -> tuple:
     """(RegionCaptioner, list of the mean loss of each pass; with held-out units a list of pairs with theirs).
 
@@ -434,7 +438,7 @@ def train_region_captioner(
 def train_by_network(
     networks: list,  # for each network a pair (features (U, M, F), for each unit a list of str)
     encoder: StageFeatures,
-    **settings,  # of `train_region_captioner`
+    **settings: Any,  # of `train_region_captioner`
 ) -> tuple:
     """(RegionCaptioner, losses) as of `train_region_captioner`, of all networks but the last, which is held out. Errors: ValueError for fewer than two."""
     if len(networks) < 2:
@@ -448,12 +452,12 @@ def train_by_network(
 class PublishedFeatures(StageFeatures):
     """The encoder of the published code (`src/milan/encoders.py`, PyramidConvEncoder)."""
 
-    def __init__(self, network: nn.Module, stages, preprocess, device=None):
+    def __init__(self, network: nn.Module, stages: Sequence[str], preprocess: Callable[[Image.Image], torch.Tensor], device: str | torch.device | None = None):
         super().__init__(network, stages, preprocess, device)
         self.learnt, self.fingerprint = (content_key("PyramidConvEncoder", known) for known in (self.learnt, self.fingerprint))
 
     @staticmethod
-    def over_region(maps, masks):
+    def over_region(maps: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """(B, channel): the mean over the region."""
         weights = F.interpolate(masks[:, None].to(maps), maps.shape[2:], mode="bilinear")
         total = weights.sum((2, 3), keepdim=True)
@@ -569,8 +573,8 @@ def _part(weights, prefix):
 
 # %% ../../nbs/foundation/09_region_captioner.ipynb #pubexp4
 def load_published(
-    path,  # of a file of the authors, such as milan-base.pth
-    device=None,  # the fastest if None
+    path: str | Path,  # of a file of the authors, such as milan-base.pth
+    device: str | torch.device | None = None,  # the fastest if None
 ) -> tuple:
     """(RegionCaptioner, PublishedFeatures): MILAN as its authors trained it, of a file that github.com/evandez/neuron-descriptions offers or writes.
 

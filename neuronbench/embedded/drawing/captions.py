@@ -36,8 +36,8 @@ def pixel_codes(
 
 
 def main_mask(
-    codes,  # array or tensor from `pixel_codes`
-):
+    codes: np.ndarray,  # array or tensor from `pixel_codes`
+) -> np.ndarray:
     """Whether each pixel belongs to the main thing, in the same shape."""
     return codes % _PART == _THING
 

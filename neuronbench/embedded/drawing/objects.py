@@ -8,6 +8,7 @@ __all__ = ['PAINTS', 'Piece', 'oval', 'polygon', 'box', 'curve', 'stroke', 'boat
            'clock', 'robot', 'chair', 'pieces']
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #d82b3e21
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,23 +36,23 @@ class Piece:
     part: str = ""  # the part it belongs to, or "" for the body
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #fa2bb4eb
-def oval(x, y, width, height=None, start=0, stop=360) -> np.ndarray:
+def oval(x: float, y: float, width: float, height: float | None = None, start: float = 0, stop: float = 360) -> np.ndarray:
     """An ellipse with centre (x, y) and these radii, or the slice of it between two angles in degrees (0 right, 90 down)."""
     angle = np.radians(np.linspace(start, stop, max(12, int(abs(stop - start) / 8))))
     return np.stack([x + width * np.cos(angle), y + (height or width) * np.sin(angle)], 1)
 
 
-def polygon(*points) -> np.ndarray:
+def polygon(*points: Sequence[float]) -> np.ndarray:
     """Straight lines between these (x, y) points."""
     return np.array(points, float)
 
 
-def box(left, top, right, bottom) -> np.ndarray:
+def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     """An upright rectangle."""
     return polygon((left, top), (right, top), (right, bottom), (left, bottom))
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #5828cad4
-def curve(*points, closed=True) -> np.ndarray:
+def curve(*points: Sequence[float], closed: bool = True) -> np.ndarray:
     """A smooth outline through these (x, y) points, eight steps between each two."""
     p = np.array(points, float)
     p = np.concatenate([p[-1:], p, p[:2]]) if closed else np.concatenate([p[:1], p, p[-1:]])
@@ -61,7 +62,7 @@ def curve(*points, closed=True) -> np.ndarray:
     return spline.reshape(-1, 2)
 
 
-def stroke(*points, width=0.08) -> np.ndarray:
+def stroke(*points: Sequence[float], width: float = 0.08) -> np.ndarray:
     """The outline of a band of this width along a smooth line through these points."""
     line = np.concatenate([curve(*points, closed=False), np.array(points[-1:], float)])
     along = np.gradient(line, axis=0)
@@ -69,7 +70,7 @@ def stroke(*points, width=0.08) -> np.ndarray:
     return np.concatenate([line + across, (line - across)[::-1]])
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #ecb24aff
-def boat():
+def boat() -> Iterator[Piece]:
     yield Piece("wood", box(-0.05, -0.95, 0.05, 0.35))
     yield Piece("main", curve((0.1, -0.8), (0.5, -0.35), (0.72, 0.22), (0.1, 0.22)), "sail")
     yield Piece("tint", curve((-0.1, -0.62), (-0.34, -0.25), (-0.62, 0.22), (-0.1, 0.22)), "sail")
@@ -78,7 +79,7 @@ def boat():
     yield Piece("shade", polygon((-0.93, 0.32), (0, 0.38), (0.96, 0.3), (0.9, 0.44), (0, 0.5), (-0.88, 0.45)))
 
 
-def car():
+def car() -> Iterator[Piece]:
     for x in (-0.45, 0.0):
         yield Piece("steel", box(x - 0.02, -0.66, x + 0.42, -0.42), "luggage")
         yield Piece("dark", box(x + 0.14, -0.74, x + 0.26, -0.66), "luggage")
@@ -91,7 +92,7 @@ def car():
         yield Piece("steel", oval(x, 0.44, 0.1), "wheel")
 
 
-def train():
+def train() -> Iterator[Piece]:
     yield Piece("shade", polygon((0.36, -0.2), (0.3, -0.7), (0.74, -0.7), (0.68, -0.2)), "chimney")
     yield Piece("steel", box(0.26, -0.8, 0.78, -0.66), "chimney")
     yield Piece("main", box(-0.3, -0.24, 0.9, 0.42))
@@ -105,7 +106,7 @@ def train():
         yield Piece("steel", oval(x, 0.82 - size, size * 0.4), "wheel")
 
 
-def airplane():
+def airplane() -> Iterator[Piece]:
     yield Piece("shade", curve((-0.98, -0.62), (-0.68, -0.58), (-0.45, -0.02), (-0.85, -0.02)))
     yield Piece("shade", polygon((0.05, -0.1), (-0.22, -0.62), (0.0, -0.62), (0.4, -0.1)), "wing")
     yield Piece("main", curve((-0.95, -0.04), (-0.4, -0.24), (0.5, -0.26), (0.84, -0.06), (0.84, 0.12), (0.4, 0.28), (-0.5, 0.2)))
@@ -118,7 +119,7 @@ def airplane():
     yield Piece("dark", oval(0.92, 0.02, 0.1), "propeller")
 
 
-def rocket():
+def rocket() -> Iterator[Piece]:
     yield Piece("glow", curve((-0.2, 0.55), (0.2, 0.55), (0.26, 0.74), (0, 0.99), (-0.26, 0.74)), "flame")
     yield Piece("cream", curve((-0.1, 0.56), (0.1, 0.56), (0, 0.82)), "flame")
     yield Piece("shade", curve((-0.24, 0.1), (-0.62, 0.46), (-0.62, 0.72), (-0.2, 0.5)), "fin")
@@ -129,7 +130,7 @@ def rocket():
     yield Piece("glass", oval(0, -0.18, 0.17))
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #0ac5f33e
-def house():
+def house() -> Iterator[Piece]:
     yield Piece("shade", box(0.34, -0.86, 0.6, -0.2), "chimney")
     yield Piece("steel", box(0.28, -0.94, 0.66, -0.8), "chimney")
     yield Piece("main", box(-0.74, -0.14, 0.74, 0.9))
@@ -139,7 +140,7 @@ def house():
     yield Piece("cream", oval(-0.18, 0.58, 0.04), "door")
 
 
-def tree():
+def tree() -> Iterator[Piece]:
     yield Piece("wood", polygon((-0.13, 0.1), (0.13, 0.1), (0.22, 0.95), (-0.22, 0.95)))
     yield Piece("main", curve((0, -0.98), (0.4, -0.82), (0.62, -0.5), (0.6, -0.1), (0.34, 0.22), (0, 0.28), (-0.34, 0.22), (-0.6, -0.1), (-0.62, -0.5), (-0.4, -0.82)))
     for x, y in ((-0.32, -0.6), (0.12, -0.74), (0.38, -0.36), (-0.36, -0.1), (0.06, -0.3), (0.2, 0.06)):
@@ -149,7 +150,7 @@ def tree():
     yield Piece("cream", oval(0.6, 0.2, 0.2, 0.12, 180, 360), "nest")
 
 
-def flower():
+def flower() -> Iterator[Piece]:
     yield Piece("leaf", box(-0.05, -0.2, 0.05, 0.92))
     yield Piece("leaf", curve((0.02, 0.56), (0.26, 0.2), (0.62, 0.18), (0.4, 0.5)), "leaf")
     yield Piece("leaf", curve((-0.02, 0.66), (-0.26, 0.3), (-0.62, 0.28), (-0.4, 0.6)), "leaf")
@@ -160,7 +161,7 @@ def flower():
     yield Piece("glow", oval(0, -0.36, 0.22))
 
 
-def mushroom():
+def mushroom() -> Iterator[Piece]:
     yield Piece("cream", curve((-0.26, -0.1), (0.26, -0.1), (0.3, 0.5), (0.4, 0.88), (0, 0.94), (-0.4, 0.88), (-0.3, 0.5)))
     yield Piece("leaf", curve((0.3, 0.94), (0.5, 0.5), (0.86, 0.3), (0.76, 0.76)), "leaf")
     yield Piece("leaf", curve((-0.3, 0.94), (-0.5, 0.56), (-0.84, 0.42), (-0.74, 0.82)), "leaf")
@@ -174,7 +175,7 @@ def _eye(x, y, size=0.09):
     yield Piece("dark", oval(x + size * 0.2, y, size * 0.55))
 
 
-def fish():
+def fish() -> Iterator[Piece]:
     yield Piece("shade", curve((-0.1, -0.36), (0.1, -0.76), (0.5, -0.7), (0.36, -0.32)), "fin")
     yield Piece("shade", curve((0.0, 0.3), (0.06, 0.7), (0.34, 0.66), (0.3, 0.32)), "fin")
     yield Piece("main", curve((-0.5, 0), (-0.96, -0.46), (-0.86, 0), (-0.96, 0.46)), "tail")
@@ -183,7 +184,7 @@ def fish():
     yield from _eye(0.64, -0.1)
 
 
-def bird():
+def bird() -> Iterator[Piece]:
     yield Piece("shade", curve((-0.44, 0.06), (-0.96, -0.34), (-0.98, 0.06), (-0.84, 0.3), (-0.4, 0.34)), "tail")
     yield Piece("wood", polygon((0.72, -0.4), (0.99, -0.26), (0.7, -0.16)))
     yield Piece("main", curve((-0.56, 0.12), (-0.1, -0.14), (0.22, -0.5), (0.56, -0.64), (0.8, -0.4), (0.7, 0.12), (0.3, 0.52), (-0.2, 0.54)))
@@ -191,7 +192,7 @@ def bird():
     yield from _eye(0.56, -0.36, 0.08)
 
 
-def cat():
+def cat() -> Iterator[Piece]:
     yield Piece("shade", stroke((0.34, 0.72), (0.78, 0.66), (0.84, 0.2), (0.62, -0.1), width=0.18), "tail")
     yield Piece("main", curve((-0.3, 0.0), (0.14, 0.0), (0.44, 0.5), (0.42, 0.9), (-0.1, 0.95), (-0.56, 0.9), (-0.52, 0.4)))
     yield Piece("main", polygon((-0.62, -0.4), (-0.66, -0.98), (-0.24, -0.72)))
@@ -205,7 +206,7 @@ def cat():
     yield Piece("dark", oval(-0.1, 0.12, 0.08), "bow")
 
 
-def butterfly():
+def butterfly() -> Iterator[Piece]:
     yield Piece("dark", stroke((0.0, -0.4), (-0.12, -0.74), (-0.36, -0.88), width=0.06), "antenna")
     yield Piece("dark", stroke((0.0, -0.4), (0.12, -0.74), (0.36, -0.88), width=0.06), "antenna")
     yield Piece("dark", oval(-0.38, -0.88, 0.07), "antenna")
@@ -216,7 +217,7 @@ def butterfly():
     yield Piece("dark", oval(0, 0.06, 0.09, 0.52))
 
 
-def turtle():
+def turtle() -> Iterator[Piece]:
     for x in (-0.44, 0.34):
         yield Piece("wood", curve((x - 0.15, 0.3), (x + 0.15, 0.3), (x + 0.18, 0.78), (x - 0.12, 0.78)), "leg")
     yield Piece("wood", curve((-0.6, 0.32), (-0.98, 0.3), (-0.99, 0.5), (-0.58, 0.5)), "tail")
@@ -226,7 +227,7 @@ def turtle():
     yield Piece("shade", curve((-0.78, 0.36), (0, 0.4), (0.7, 0.36), (0.68, 0.52), (0, 0.56), (-0.76, 0.52)))
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #fa2e78fc
-def umbrella():
+def umbrella() -> Iterator[Piece]:
     yield Piece("dark", box(-0.035, -0.9, 0.035, 0.5))
     yield Piece("wood", stroke((0, 0.42), (0, 0.82), (0.18, 0.93), (0.36, 0.8), (0.34, 0.66), width=0.13), "handle")
     for x in np.linspace(-0.8, 0.8, 7):
@@ -235,7 +236,7 @@ def umbrella():
     yield Piece("shade", curve((0, -0.84), (0.22, -0.5), (0.26, -0.05), (-0.26, -0.05), (-0.22, -0.5)))
 
 
-def balloon():
+def balloon() -> Iterator[Piece]:
     yield Piece("dark", polygon((-0.4, 0.22), (-0.36, 0.22), (-0.16, 0.66), (-0.2, 0.66)))
     yield Piece("dark", polygon((0.4, 0.22), (0.36, 0.22), (0.16, 0.66), (0.2, 0.66)))
     yield Piece("wood", polygon((-0.26, 0.62), (0.26, 0.62), (0.2, 0.97), (-0.2, 0.97)), "basket")
@@ -246,7 +247,7 @@ def balloon():
     yield Piece("shade", curve((-0.3, 0.28), (0, 0.31), (0.3, 0.28), (0.24, 0.42), (-0.24, 0.42)))
 
 # %% ../../../nbs/embedded/drawing/02_objects.ipynb #2db60547
-def teapot():
+def teapot() -> Iterator[Piece]:
     yield Piece("shade", stroke((-0.5, -0.2), (-0.92, -0.2), (-0.9, 0.36), (-0.46, 0.48), width=0.14), "handle")
     yield Piece("shade", curve((0.44, 0.36), (0.7, 0.16), (0.74, -0.2), (0.99, -0.34), (0.92, 0.1), (0.6, 0.62)))
     yield Piece("main", oval(0, 0.26, 0.66, 0.58))
@@ -255,7 +256,7 @@ def teapot():
     yield Piece("dark", oval(0, -0.56, 0.11), "lid")
 
 
-def clock():
+def clock() -> Iterator[Piece]:
     for side in (-1, 1):
         yield Piece("dark", stroke((0.34 * side, 0.6), (0.54 * side, 0.95), width=0.12))
         yield Piece("steel", oval(0.44 * side, -0.7, 0.28, 0.22), "bell")
@@ -267,7 +268,7 @@ def clock():
     yield Piece("dark", stroke((-0.04, 0.06), (0.3, 0.18), width=0.1), "hands")
 
 
-def robot():
+def robot() -> Iterator[Piece]:
     yield Piece("dark", box(-0.03, -0.94, 0.03, -0.6), "antenna")
     yield Piece("dark", oval(0, -0.92, 0.09), "antenna")
     for x in (-0.22, 0.22):
@@ -282,7 +283,7 @@ def robot():
     yield Piece("dark", box(-0.18, -0.32, 0.18, -0.26))
 
 
-def chair():
+def chair() -> Iterator[Piece]:
     for x in (-0.42, 0.46):
         yield Piece("wood", box(x - 0.07, 0.26, x + 0.07, 0.95), "leg")
     yield Piece("main", curve((-0.56, 0.2), (-0.54, -0.7), (-0.34, -0.95), (-0.2, -0.7), (-0.22, 0.2)))

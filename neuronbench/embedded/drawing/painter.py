@@ -52,7 +52,7 @@ class Wish:
         fits = lambda kind: self.object in ("", kind) and set(self.part) <= set(parts_of(kind)) and kind in SHAPES.get(self.shape, KINDS)
         return [kind for kind in KINDS if fits(kind)]
 
-    def plus(self, word: str):
+    def plus(self, word: str) -> "Wish | None":
         """This wish with one more word, or None if no thing can fulfil both."""
         category = _FIELDS[word]
         value = (*self.part, word) if category == "part" else word
@@ -76,7 +76,7 @@ class Wishes:
         first = self.things[0] if self.things else Wish()
         return () if first.object or first.shape else first.part
 
-    def add(self, word: str):
+    def add(self, word: str) -> None:
         """Take in one more concept."""
         if _FIELDS[word] in ("setting", "time"):
             setattr(self, _FIELDS[word], word)

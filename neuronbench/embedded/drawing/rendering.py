@@ -7,8 +7,10 @@ __all__ = ['SIZE', 'TRAINING_SEED', 'HELD_OUT_SEED', 'texture_share', 'palette',
 
 # %% ../../../nbs/embedded/drawing/04_rendering.ipynb #fce9a356
 import functools
+from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from ...basics import content_key
@@ -115,7 +117,7 @@ def draw_thing(
     return drawn
 
 # %% ../../../nbs/embedded/drawing/04_rendering.ipynb #09468b2a
-def draw_shadow(canvas, thing: Thing):
+def draw_shadow(canvas: np.ndarray, thing: Thing) -> None:
     """Darken the ground below a thing, in place: strong and narrow under what stands, faint and low under what flies."""
     rows, columns = np.ogrid[:SIDE, :SIDE]
     foot = thing.y + thing.size * 0.95
@@ -130,7 +132,7 @@ def draw_shadow(canvas, thing: Thing):
 # %% ../../../nbs/embedded/drawing/04_rendering.ipynb #18f3de2b
 def render(
     scene: Scene,  # what to draw
-):
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Draw a scene. Returns (image, masks): (128, 128, 3) uint8 RGB and {concept: (128, 128) bool}.
 
     A kind, part or shape covers the thing's or part's pixels; a colour and a texture the pixels that carry it; a setting
@@ -176,7 +178,7 @@ class Scenes:
 
     def __init__(
         self,
-        scenes,  # sequence of Scene
+        scenes: Iterable[Scene],
     ):
         self.scenes = tuple(scenes)
 
@@ -185,14 +187,14 @@ class Scenes:
         cls,
         count: int,  # how many scenes
         seed: int,  # of the data set
-    ):
+    ) -> "Scenes":
         """`count` scenes drawn at random: the same ones for the same seed."""
         return cls(random_scene(seed, number) for number in range(count))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> Image.Image:
         return Image.fromarray(_drawn(self.scenes[position])[0])
 
     def masks(self, position: int) -> dict:
@@ -210,7 +212,7 @@ class Scenes:
         return np.array([self.classes.index(scene.kind) for scene in self.scenes], np.int64)
 
     @property
-    def concept_labels(self):
+    def concept_labels(self) -> pd.DataFrame:
         """Boolean DataFrame (scene, concept)."""
         return concept_labels(self.scenes)
 

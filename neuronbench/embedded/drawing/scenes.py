@@ -7,9 +7,11 @@ __all__ = ['KINDS', 'PARTS', 'COLOURS', 'TEXTURES', 'SETTINGS', 'TIMES', 'SHAPES
            'parts_of', 'Scene', 'caption', 'random_thing', 'random_scene', 'concept_labels']
 
 # %% ../../../nbs/embedded/drawing/01_scenes.ipynb #c6489ce5
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from ...basics import choose
 
@@ -202,10 +204,8 @@ def _companion(rng, main):
 
 # %% ../../../nbs/embedded/drawing/01_scenes.ipynb #84e34dfa
 def concept_labels(
-    scenes,  # iterable of Scene
-):
+    scenes: Iterable[Scene],
+) -> pd.DataFrame:
     """A boolean DataFrame (scene, concept): whether the concept is in the scene. Columns are CONCEPTS in order."""
-    import pandas as pd
-
     present = [scene.concepts for scene in scenes]
     return pd.DataFrame({concept: [concept in words for words in present] for concept in CONCEPTS})

@@ -7,6 +7,8 @@ __all__ = ['SIDE', 'toned', 'gradient', 'fill', 'disc', 'glow', 'ridge', 'sky', 
            'city', 'room', 'backdrop']
 
 # %% ../../../nbs/embedded/drawing/03_settings.ipynb #0966a8c3
+from collections.abc import Sequence
+
 import numpy as np
 
 from ...basics import choose
@@ -18,7 +20,7 @@ _NIGHT_FILTER, _NIGHT_LIGHT = np.array([0.34, 0.38, 0.52]), np.array([6, 10, 30]
 
 
 def toned(
-    colour,  # red, green, blue, 0..255
+    colour: Sequence[float],  # red, green, blue, 0..255
     time: str,  # "day" or "night"
 ) -> tuple:
     """A surface's colour at this time of day: unchanged by day, dark and bluish at night."""
@@ -28,8 +30,8 @@ def toned(
 
 
 def gradient(
-    top,  # colour of the first row
-    bottom,  # colour of the last row
+    top: Sequence[float],  # colour of the first row
+    bottom: Sequence[float],  # colour of the last row
     rows: int,  # height in pixels
 ) -> np.ndarray:
     """A vertical gradient, (rows, SIDE, 3) uint8."""
@@ -39,23 +41,23 @@ def gradient(
 
 def fill(
     canvas: np.ndarray,  # (SIDE, SIDE, 3) uint8, changed in place
-    points,  # (P, 2) outline as fractions of the side, x to the right and y down
-    colour,  # red, green, blue
-):
+    points: np.ndarray,  # (P, 2) outline as fractions of the side, x to the right and y down
+    colour: Sequence[float],  # red, green, blue
+) -> None:
     """Fill an outline on the canvas."""
     import cv2
 
     cv2.fillPoly(canvas, [np.round(np.asarray(points) * SIDE).astype(np.int32)], colour)
 
 
-def disc(canvas, x, y, radius, colour):
+def disc(canvas: np.ndarray, x: float, y: float, radius: float, colour: Sequence[float]) -> None:
     """Fill a circle; centre and radius are fractions of the side."""
     import cv2
 
     cv2.circle(canvas, (round(x * SIDE), round(y * SIDE)), max(1, round(radius * SIDE)), colour, -1)
 
 # %% ../../../nbs/embedded/drawing/03_settings.ipynb #cb240215
-def glow(canvas, x, y, radius, colour, strength):
+def glow(canvas: np.ndarray, x: float, y: float, radius: float, colour: Sequence[float], strength: float) -> None:
     """Add light that fades out from a point, in place; `strength` is the share of `colour` at its centre."""
     import cv2
 
@@ -67,7 +69,7 @@ def glow(canvas, x, y, radius, colour, strength):
     canvas[:bottom] = lit + (np.asarray(colour, np.float32) - lit) * share
 
 
-def ridge(rng, level, height, waves) -> np.ndarray:
+def ridge(rng: np.random.Generator, level: float, height: float, waves: float) -> np.ndarray:
     """The outline of a hilly horizon at `level`, `height` high, with about `waves` hills; closed below the picture."""
     x = np.linspace(0, 1, 60)
     y = level + height * np.sin(waves * np.pi * x + rng.uniform(0, 6.3)) * 0.6
@@ -81,8 +83,8 @@ _NIGHT_SKY = (14, 20, 58), (62, 62, 118)
 def sky(
     rng: np.random.Generator,  # of the decorations
     time: str,  # "day" or "night"
-    top,  # colour overhead by day
-    bottom,  # colour at the horizon by day
+    top: Sequence[float],  # colour overhead by day
+    bottom: Sequence[float],  # colour at the horizon by day
 ) -> np.ndarray:
     """A canvas filled with sky, (SIDE, SIDE, 3) uint8: sun and clouds by day, moon and stars at night."""
     top, bottom = (top, bottom) if time == "day" else _NIGHT_SKY
@@ -101,7 +103,7 @@ def sky(
     return canvas
 
 
-def clouds(rng, canvas, time, level, count=3):
+def clouds(rng: np.random.Generator, canvas: np.ndarray, time: str, level: float, count: int = 3) -> None:
     """Draw up to `count` flat-bottomed clouds above `level`, in place."""
     colour = (250, 252, 253) if time == "day" else (70, 74, 124)
     for _ in range(rng.integers(1, count + 1)):
@@ -111,7 +113,7 @@ def clouds(rng, canvas, time, level, count=3):
         fill(canvas, [(x - 1.6 * size, y + 0.3 * size), (x + 2.4 * size, y + 0.3 * size), (x + 2.4 * size, y + size), (x - 1.6 * size, y + size)], colour)
 
 # %% ../../../nbs/embedded/drawing/03_settings.ipynb #7da9ec32
-def meadow(rng, time):
+def meadow(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = sky(rng, time, (142, 196, 232), (228, 240, 236))
     clouds(rng, canvas, time, 0.35)
     level = rng.uniform(0.56, 0.64)
@@ -128,7 +130,7 @@ def meadow(rng, time):
     return canvas
 
 
-def sea(rng, time):
+def sea(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = sky(rng, time, (150, 206, 236), (236, 242, 240))
     clouds(rng, canvas, time, 0.35)
     level = round(rng.uniform(0.5, 0.58) * SIDE)
@@ -143,7 +145,7 @@ def sea(rng, time):
     return canvas
 
 
-def desert(rng, time):
+def desert(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = sky(rng, time, (244, 204, 150), (252, 238, 208))
     level = rng.uniform(0.54, 0.62)
     x, width = rng.uniform(0.1, 0.9), rng.uniform(0.14, 0.22)
@@ -164,7 +166,7 @@ def _cactus(canvas, x, y, height, colour):
         fill(canvas, [(x + dx * height, y - dy * height) for dx, dy in corners], colour)
 
 # %% ../../../nbs/embedded/drawing/03_settings.ipynb #9a69a3e8
-def snow(rng, time):
+def snow(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = sky(rng, time, (176, 202, 224), (232, 238, 244))
     level = rng.uniform(0.56, 0.62)
     for _ in range(4):
@@ -185,7 +187,7 @@ def _peak(canvas, x, base, height, time):
     fill(canvas, [(x + dx * height, base - dy * height) for dx, dy in cap], toned((246, 249, 252), time))
 
 
-def city(rng, time):
+def city(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = sky(rng, time, (168, 190, 212), (236, 226, 220))
     level = rng.uniform(0.66, 0.72)
     for colour, tall in (((186, 190, 206), 0.52), ((160, 166, 186), 0.38)):
@@ -210,7 +212,7 @@ def _tower(rng, canvas, x, base, width, height, colour, time):
             fill(canvas, [(column, row), (column + 0.016, row), (column + 0.016, row + 0.022), (column, row + 0.022)], shade)
 
 # %% ../../../nbs/embedded/drawing/03_settings.ipynb #25a92d2d
-def room(rng, time):
+def room(rng: np.random.Generator, time: str) -> np.ndarray:
     canvas = np.empty((SIDE, SIDE, 3), np.uint8)
     level = rng.uniform(0.66, 0.72)
     floor = round(level * SIDE)

@@ -8,6 +8,9 @@ __all__ = ['PATCH', 'WIDTH', 'LAYERS', 'HEADS', 'caption_vocabulary', 'caption_t
            'caption_loss', 'concept_loss', 'present', 'train_captioner']
 
 # %% ../../../nbs/embedded/training/04_captioner.ipynb #90fbfd47
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,13 +21,16 @@ from .fitting import DrawnScenes, fit, layer_matrices, views
 from ..drawing.rendering import SIZE
 from ..drawing.scenes import CONCEPTS, Scene, parts_of
 
+if TYPE_CHECKING:
+    from transformers import BlipForConditionalGeneration, BlipProcessor, PreTrainedTokenizerFast
+
 # %% ../../../nbs/embedded/training/04_captioner.ipynb #202e7647
 def caption_vocabulary() -> list:
     """The tokens in order."""
     return ["[PAD]", "[UNK]", "[START]", "[END]", *dict.fromkeys([*CONCEPTS, *FILLERS, "thing", "sky"])]
 
 
-def caption_tokenizer():
+def caption_tokenizer() -> "PreTrainedTokenizerFast":
     """The tokenizer of captions, as transformers has it: one token for each word, between a start and an end."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -40,7 +46,7 @@ def caption_tokenizer():
 PATCH, WIDTH, LAYERS, HEADS = 16, 192, 4, 4  # of the vision transformer
 
 
-def untrained_captioner():
+def untrained_captioner() -> "BlipForConditionalGeneration":
     """A fresh BlipForConditionalGeneration of the world's size."""
     from transformers import BlipConfig, BlipForConditionalGeneration
 
@@ -65,8 +71,8 @@ def _placed(side, width):
 
 @torch.no_grad()
 def start_mimetic(
-    vision,  # BlipVisionModel, changed in place
-):
+    vision: torch.nn.Module,  # BlipVisionModel, changed in place
+) -> None:
     """Start a vision transformer as trained ones end (Trockman and Kolter, ICML 2023): each patch looks at those like it and near it."""
     vision.embeddings.position_embedding[0, 1:] = 0.3 * _placed(SIZE // PATCH, WIDTH)
     depth = WIDTH // HEADS
@@ -82,7 +88,7 @@ def start_mimetic(
         layer.self_attn.projection.weight.copy_(left * size.sqrt())
 
 # %% ../../../nbs/embedded/training/04_captioner.ipynb #4b20e7fd
-def caption_processor():
+def caption_processor() -> "BlipProcessor":
     """The processor: pictures to 128 x 128, values to -2..2, and the tokenizer."""
     from transformers import BlipImageProcessor, BlipProcessor
 
@@ -91,9 +97,9 @@ def caption_processor():
 
 
 def save_captioner(
-    folder,  # where to write; made if missing
-    model,  # BlipForConditionalGeneration
-):
+    folder: str | Path,  # where to write; made if missing
+    model: "BlipForConditionalGeneration",
+) -> None:
     """Write a folder that transformers loads: weights in half precision, configuration, image processor and tokenizer."""
     with replacing(folder) as unfinished:
         model.half().save_pretrained(unfinished)
@@ -119,7 +125,7 @@ def cut_views(
     positions: torch.Tensor,  # (B,) of the scenes
     boxes: list,  # one for each of them: left, top, right, bottom
     mirrored: torch.Tensor,  # (B,) bool
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(images, codes): (B, 3, 128, 128) float in 0..1, resized bilinearly, and (B, 128, 128) int64."""
     left, top, right, bottom = torch.tensor(boxes, dtype=torch.float32).T / SIZE
     places = torch.stack([right + left - 1, (right - left) * torch.where(mirrored, -1, 1), bottom + top - 1, bottom - top], 1)
@@ -155,10 +161,10 @@ def patch_concepts(
 
 # %% ../../../nbs/embedded/training/04_captioner.ipynb #268690d1
 def caption_loss(
-    model,  # BlipForConditionalGeneration
+    model: "BlipForConditionalGeneration",
     images: torch.Tensor,  # (B, 3, 128, 128) normalised
     tokens: torch.Tensor,  # (B, T) captions from start to end, padded with 0
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, tokens): cross-entropy of each next word, and the vision transformer's class token and patches, (B, 1 + patch, width)."""
     with torch.autocast(images.device.type, torch.bfloat16):
         seen = model.vision_model(pixel_values=images).last_hidden_state
@@ -185,8 +191,8 @@ def train_captioner(
     drawn: DrawnScenes,  # scenes to learn from
     epochs: float = 28,  # passes over them
     seed: int = 0,  # of the first weights, of the order and of the views
-    device: str = None,  # torch device; the fastest one if not given
-):
+    device: str | None = None,  # torch device; the fastest one if not given
+) -> tuple["BlipForConditionalGeneration", list[float]]:
     """Train the world's captioner. Returns (BlipForConditionalGeneration, loss of every step)."""
     device = torch.device(device or best_device())
     torch.manual_seed(seed)

@@ -9,8 +9,11 @@ __all__ = ['implied', 'shared_label', 'CaptionPool', 'said_concepts', 'shared_co
 
 # %% ../../../nbs/embedded/training/05_chat.ipynb #5e728650
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +23,10 @@ from ...basics import best_device, replacing
 from ..drawing.captions import FILLERS, random_box, simplified, view_caption
 from .fitting import DrawnScenes, fit, layer_matrices
 from ..drawing.scenes import CATEGORIES, CONCEPTS, KINDS, SHAPES, parts_of
+from ...foundation.chat import Request
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # %% ../../../nbs/embedded/training/05_chat.ipynb #572bd851
 _CATEGORY = {concept: category for category, concepts in CATEGORIES.items() for concept in concepts}
@@ -36,7 +43,7 @@ def implied(
 
 
 def shared_label(
-    concepts,  # that several captions share
+    concepts: Iterable[str],  # that several captions share
 ) -> str:
     """Such as "boat", "striped red boat", "red and round" or "boat and night"."""
     said = [concept for concept in CONCEPTS if concept in concepts and not any(concept in implied(other) for other in concepts)]
@@ -59,7 +66,7 @@ class CaptionPool:
         drawn: DrawnScenes,  # scenes to caption
         rng: np.random.Generator,  # where the views' boxes come from
         views: int = 2,  # captions of views for each caption of a whole scene
-    ):
+    ) -> "CaptionPool":
         """The captions that the scenes and random views into them should have."""
         captions = []
         for scene, codes in zip(drawn.scenes, drawn.codes.numpy()):
@@ -113,7 +120,7 @@ def shared_concepts(
 def caption_set(
     rng: np.random.Generator,  # where the randomness comes from
     pool: CaptionPool,  # captions to choose from
-):
+) -> tuple[list[str], str]:
     """(captions, label): what most of the captions share, or which of two concepts each of them has."""
     count = 10 if rng.random() < 0.6 else int(rng.integers(4, 14))
     others = min(int(rng.binomial(count, 0.08)), count * 3 // 10)
@@ -142,7 +149,7 @@ def _distracted(rng, pool, concepts, chosen):
     return _some(rng, most, count) + (_some(rng, rest, len(chosen) - count) if len(rest) else [])
 
 
-def either_concepts(rng, pool: CaptionPool) -> tuple:
+def either_concepts(rng: np.random.Generator, pool: CaptionPool) -> tuple:
     """Two concepts of the captions in order, neither of which implies the other."""
     present = pool.present
     while True:
@@ -269,7 +276,7 @@ def chat_vocabulary() -> list:
     return ["[PAD]", "[UNK]", "[END]", *_ROLES, *dict.fromkeys(words)]
 
 
-def chat_tokenizer():
+def chat_tokenizer() -> "PreTrainedTokenizerFast":
     """The tokenizer with its chat template, as transformers has it."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -281,7 +288,7 @@ def chat_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=_TEMPLATE, padding_side="left", **special)
 
 # %% ../../../nbs/embedded/training/05_chat.ipynb #9f2de937
-def untrained_chat():
+def untrained_chat() -> "LlamaForCausalLM":
     """A fresh LlamaForCausalLM: 4 layers of width 128."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -291,9 +298,9 @@ def untrained_chat():
 
 
 def save_chat(
-    folder,  # where to write; made if missing
-    model,  # LlamaForCausalLM
-):
+    folder: str | Path,  # where to write; made if missing
+    model: "LlamaForCausalLM",
+) -> None:
     """Write a folder that transformers loads: weights in half precision, configuration, tokenizer and chat template."""
     with replacing(folder) as unfinished:
         model.half().save_pretrained(unfinished)
@@ -340,8 +347,8 @@ def train_chat(
     drawn: DrawnScenes,  # scenes whose captions it learns from
     conversations: int = 64_000,  # to learn from
     seed: int = 0,  # of the first weights, the captions, the conversations and their order
-    device: str = None,  # torch device; the fastest one if not given
-):
+    device: str | None = None,  # torch device; the fastest one if not given
+) -> tuple["LlamaForCausalLM", list[float]]:
     """Train the world's chat model. Returns (LlamaForCausalLM, loss of every step)."""
     device = torch.device(device or best_device())
     torch.manual_seed(seed)
@@ -368,7 +375,7 @@ def train_chat(
 # %% ../../../nbs/embedded/training/05_chat.ipynb #afa0e4bc
 def summary_request(
     captions: list,  # of str
-):
+) -> Request:
     """A `Request` for what most of the captions share; always answered with the likeliest words."""
     from neuronbench.foundation.chat import Request
 

@@ -9,12 +9,17 @@ __all__ = ['CONTEXT_LENGTH', 'vocabulary', 'save_tokenizer', 'clip_config', 'sav
 
 # %% ../../../nbs/embedded/training/02_clip.ipynb #87fbfd5b
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...basics import replacing
 from ..drawing.scenes import CONCEPTS, SETTINGS, TIMES, Scene, caption
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../../nbs/embedded/training/02_clip.ipynb #1142d92c
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -32,7 +37,7 @@ def vocabulary() -> list:
 
 def save_tokenizer(
     folder: Path,  # where the tokenizer's files go
-):
+) -> None:
     """Write the world's tokenizer as a Hugging Face tokenizer into a folder."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -57,9 +62,9 @@ def clip_config() -> dict:
 
 
 def save_clip(
-    folder,  # where to write; made if missing
+    folder: str | Path,  # where to write; made if missing
     weights: dict,  # state dict of an open_clip model of this configuration
-):
+) -> None:
     """Write a CLIP folder that open_clip reads as `local-dir:`: config, tokenizer and weights in half precision."""
     from safetensors.torch import save_file
 
@@ -70,7 +75,7 @@ def save_clip(
         save_file(halved, unfinished / "open_clip_model.safetensors", {"format": "pt"})
 
 
-def untrained_clip():
+def untrained_clip() -> "torch.nn.Module":
     """A fresh open_clip model of the world's configuration, with open_clip's own initialisation."""
     import open_clip
 
@@ -141,7 +146,7 @@ def view_claim(
 
 # %% ../../../nbs/embedded/training/02_clip.ipynb #5f620937
 def word_table(
-    words,  # of each picture: the words of the first thing, of the last, of the setting and the time
+    words: Iterable[Sequence[Iterable[str]]],  # of each picture: the words of the first thing, of the last, of the setting and the time
 ) -> np.ndarray:
     """(N, 3, C) float32: 1 for the words of each."""
     words = list(words)
@@ -161,14 +166,14 @@ def whole_words(
 
 
 def scene_words(
-    scenes,  # sequence of N Scene
+    scenes: Iterable[Scene],  # N
 ) -> np.ndarray:
     """(N, 3, C) float32: the words of the first thing, of the second (a copy of the first where there is none), of the scene."""
     return word_table(map(whole_words, scenes))
 
 
 def claims_true(
-    claims,  # sequence of T Claim
+    claims: Sequence["Claim"],  # T
     words: np.ndarray,  # (N, 3, C) as from `scene_words`
 ) -> np.ndarray:
     """(N, T) bool: whether each claim is true of each scene."""

@@ -6,6 +6,7 @@
 __all__ = ['GRID', 'DrawnScenes', 'draw_scenes', 'views', 'fit', 'layer_matrices']
 
 # %% ../../../nbs/embedded/training/03_fitting.ipynb #2f80d6f0
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +31,7 @@ class DrawnScenes:
     labels: torch.Tensor  # (N,) int64: class of the main thing
     codes: torch.Tensor  # (N, 128, 128) uint8: what belongs to each pixel, from `pixel_codes`
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.scenes)
 
 
@@ -85,14 +86,14 @@ def views(
 # %% ../../../nbs/embedded/training/03_fitting.ipynb #99088872
 def fit(
     model: torch.nn.Module,  # trained in place
-    loss_of,  # (B,) positions of a batch -> scalar loss
+    loss_of: Callable[[torch.Tensor], torch.Tensor],  # (B,) positions of a batch -> scalar loss
     count: int,  # how many examples there are
     epochs: float,  # passes over them
     batch_size: int = 64,  # examples in a step
     rate: float = 3e-3,  # highest learning rate
     seed: int = 0,  # of the order of the examples
     description: str = "training",  # shown before the bar
-    hidden=(),  # matrices to train with Muon instead of AdamW
+    hidden: Sequence[torch.nn.Parameter] = (),  # matrices to train with Muon instead of AdamW
 ) -> list:
     """Train a model with AdamW and a one-cycle learning rate (Smith, 2018). Returns the loss of every step.
 

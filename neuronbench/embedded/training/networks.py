@@ -8,13 +8,14 @@ __all__ = ['network_formulas', 'plural', 'wording', 'wordings', 'train_network',
 
 # %% ../../../nbs/embedded/training/08_networks.ipynb #net03
 import numpy as np
+import pandas as pd
 
 from .fitting import draw_scenes
 from ..drawing.rendering import SIZE, TRAINING_SEED, Scenes
 from ..drawing.scenes import CATEGORIES, CONCEPTS, KINDS, SETTINGS, TIMES
 from .target import preprocess
 from .target_and_clip import train_target
-from ...foundation.region_captioner import train_by_network
+from ...foundation.region_captioner import StageFeatures, train_by_network
 from ...probe.images import ProbingSet
 from ...probe.recording import record
 from ...probe.regions import region_features
@@ -111,10 +112,8 @@ def train_network(
 def network_annotations(
     number: int,  # of the network
     people: int = 3,  # who write about each unit
-):
+) -> pd.DataFrame:
     """DataFrame layer, unit, description: what people write about the units of layer3 and fc."""
-    import pandas as pd
-
     meanings = [("layer3", unit, formula) for unit, formula in enumerate(network_formulas(number))]
     meanings += [("fc", unit, kind) for unit, kind in enumerate(KINDS)]
     rows = [(layer, unit, text) for layer, unit, formula in meanings for text in wordings(formula, 1000 * number + unit, people)]
@@ -127,7 +126,7 @@ _EXAMPLES_SEED = TRAINING_SEED + 200  # of the scenes that a network is recorded
 def network_examples(
     number: int,  # of the network
     target: Target,  # from `train_network(number)`
-    encoder,  # StageFeatures
+    encoder: StageFeatures,
     scenes: int = 1500,  # how many it is recorded on
     regions: int = 30,  # of each unit
 ) -> tuple:
@@ -140,12 +139,12 @@ def network_examples(
 
 
 def train_world_milan(
-    encoder,  # StageFeatures
+    encoder: StageFeatures,
     scenes: int = 3000,  # that each network learns from; it is recorded on half as many
     epochs: float = 12,  # passes of each network over them; the captioner makes ten for three of them over the descriptions
     seed: int = 0,  # of the networks and of the captioner's first weights
     workers: int = 2,  # processes that draw
-    device: str = None,  # torch device; the fastest one if not given
+    device: str | None = None,  # torch device; the fastest one if not given
     networks: int = 6,  # the last of which is held out
 ) -> tuple:
     """(RegionCaptioner, losses): networks are trained, recorded, written about, and learnt from; three minutes a network on two cores."""

@@ -6,6 +6,9 @@
 __all__ = ['pixel_concepts', 'untrained_segmenter', 'save_segmenter', 'segment_loss', 'train_segmenter']
 
 # %% ../../../nbs/embedded/training/07_segmenter.ipynb #es02
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,9 @@ from .captioner import code_concepts
 from .fitting import DrawnScenes, fit
 from ..drawing.rendering import SIZE
 from ..drawing.scenes import CONCEPTS, Scene
+
+if TYPE_CHECKING:
+    from transformers import SegformerForSemanticSegmentation
 
 # %% ../../../nbs/embedded/training/07_segmenter.ipynb #es06
 def pixel_concepts(
@@ -28,7 +34,7 @@ def pixel_concepts(
     return table
 
 # %% ../../../nbs/embedded/training/07_segmenter.ipynb #es08
-def untrained_segmenter():
+def untrained_segmenter() -> "SegformerForSemanticSegmentation":
     """A fresh SegformerForSemanticSegmentation of the world's size, with CONCEPTS as its labels, any number of them at a position."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -39,9 +45,9 @@ def untrained_segmenter():
 
 
 def save_segmenter(
-    folder,  # where to write; made if missing
-    model,  # SegformerForSemanticSegmentation
-):
+    folder: str | Path,  # where to write; made if missing
+    model: "SegformerForSemanticSegmentation",
+) -> None:
     """Write a folder that transformers loads: weights in half precision, configuration and image processor."""
     from transformers import SegformerImageProcessor
 
@@ -68,8 +74,8 @@ def train_segmenter(
     drawn: DrawnScenes,  # scenes to learn from
     epochs: float = 9,  # passes over them
     seed: int = 0,  # of the first weights and of the order
-    device: str = None,  # torch device; the fastest one if not given
-):
+    device: str | None = None,  # torch device; the fastest one if not given
+) -> tuple["SegformerForSemanticSegmentation", list[float]]:
     """Train the world's segmenter, ten minutes on two cores. Returns (SegformerForSemanticSegmentation, loss of every step)."""
     device = torch.device(device or best_device())
     torch.manual_seed(seed)

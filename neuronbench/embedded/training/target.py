@@ -7,10 +7,13 @@ __all__ = ['SINGLE', 'POLYSEMANTIC', 'COMPOSITIONS', 'PLANTED', 'LAYERS', 'UNITS
            'evaluate_formula', 'Block', 'SceneNet', 'preprocess', 'save_target', 'load_target', 'truth']
 
 # %% ../../../nbs/embedded/training/01_target.ipynb #c473f74f
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
 from ...basics import choose, replacing
@@ -45,8 +48,8 @@ def formula_concepts(
 
 def evaluate_formula(
     formula: str,  # concepts joined by OR, AND, AND NOT, read from left to right
-    values,  # {concept: boolean array}; a concept that is missing is false everywhere
-):
+    values: Mapping[str, np.ndarray],  # {concept: boolean array}; a concept that is missing is false everywhere
+) -> np.ndarray:
     """The formula's truth, in the shape of the arrays in `values`."""
     nothing = np.zeros_like(next(iter(values.values())))
     result, joined, negated = nothing, "OR", False
@@ -73,7 +76,7 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
         self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
-    def forward(self, maps):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
         hidden = self.relu(self.bn1(self.conv1(maps)))
         return self.relu(self.bn2(self.conv2(hidden)) + self.shortcut(maps))
 
@@ -96,13 +99,13 @@ class SceneNet(nn.Module):
         self.layer3 = nn.Sequential(Block(64, 64), Block(64, 64), nn.Conv2d(64, units, 1), nn.ReLU())
         self.fc = nn.Linear(units, len(KINDS))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         return self.fc(maps.mean((2, 3)))
 
 # %% ../../../nbs/embedded/training/01_target.ipynb #a578a584
 def preprocess(
-    image,  # PIL image of any size
+    image: Image.Image,  # of any size
 ) -> torch.Tensor:
     """A (3, 128, 128) float32 tensor in 0..1; images of another size are resized bilinearly."""
     image = image.convert("RGB")
@@ -112,9 +115,9 @@ def preprocess(
 
 # %% ../../../nbs/embedded/training/01_target.ipynb #4d7e3a34
 def save_target(
-    folder,  # where to write; made if missing
+    folder: str | Path,  # where to write; made if missing
     net: SceneNet,  # the trained network
-):
+) -> None:
     """Write `model.safetensors`, in half precision."""
     from safetensors.torch import save_file
 
@@ -125,7 +128,7 @@ def save_target(
 
 
 def load_target(
-    folder,  # where `model.safetensors` lies
+    folder: str | Path,  # where `model.safetensors` lies
 ) -> Target:
     """The target network as a `Target` with all its layers. Errors: see `load_checkpoint`."""
     net = SceneNet()
@@ -136,13 +139,11 @@ def load_target(
 PLANTED_UNITS = tuple(int(unit) for unit in np.random.default_rng(0).permutation(UNITS)[: len(PLANTED)])
 
 
-def truth():
+def truth() -> pd.DataFrame:
     """DataFrame of the units whose meaning is known: layer, unit, kind, description, concepts (tuple), formula (str).
 
     `kind` is "class" (units of fc), "single", "polysemantic" or "composition" (planted units of layer3).
     """
-    import pandas as pd
-
     rows = [("fc", unit, "class", kind) for unit, kind in enumerate(KINDS)]
     kinds = ["single"] * len(SINGLE) + ["polysemantic"] * len(POLYSEMANTIC) + ["composition"] * len(COMPOSITIONS)
     rows += sorted(("layer3", unit, kind, formula) for unit, kind, formula in zip(PLANTED_UNITS, kinds, PLANTED))

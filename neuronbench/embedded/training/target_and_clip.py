@@ -8,6 +8,8 @@ __all__ = ['map_loss', 'presence_loss', 'formula_boxes', 'near_and_far', 'fc_fea
            'foreign_words']
 
 # %% ../../../nbs/embedded/training/06_target_and_clip.ipynb #dbab1204
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,9 @@ from ..drawing.scenes import CONCEPTS, KINDS, concept_labels
 from .target import PLANTED_UNITS, UNITS, SceneNet
 from .clip import caption_claim, claims_true, foreign_claim, phrase_claim, save_clip, untrained_clip
 from .clip import view_claim, vocabulary, whole_words, word_claim, word_table
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import HFTokenizer
 
 # %% ../../../nbs/embedded/training/06_target_and_clip.ipynb #177b7859
 def map_loss(
@@ -102,7 +107,7 @@ def even_classes(
     drawn: DrawnScenes,  # scenes to fit it to
     weight: float = 1000.0,  # of a scene in the further equations
     least: int = 20,  # scenes of a class that have a concept, for an equation
-):
+) -> None:
     """Fit `fc` by least squares such that within a class no concept tells how high the score is."""
     features, shares = fc_features(net, drawn)
     wanted = 5 * shares[:, None].double() * F.one_hot(drawn.labels.repeat(2), len(KINDS))
@@ -122,10 +127,10 @@ def train_target(
     drawn: DrawnScenes,  # scenes to learn from
     epochs: float = 18,  # passes over them
     seed: int = 0,  # of the first weights and of the order
-    device: str = None,  # torch device; the fastest one if not given
+    device: str | None = None,  # torch device; the fastest one if not given
     planted: tuple = PLANTED_UNITS,  # the units of layer3 to plant the formulas of `drawn.cover` in
     units: int = UNITS,  # of layer3
-):
+) -> tuple[SceneNet, list[float]]:
     """Train the target network. Returns (network, loss of every step)."""
     device = torch.device(device or best_device())
     torch.manual_seed(seed)
@@ -206,8 +211,8 @@ def train_clip(
     drawn: DrawnScenes,  # scenes to learn from
     epochs: float = 20,  # passes over them
     seed: int = 0,  # of the first weights, of the order, of the views and of the phrases
-    device: str = None,  # torch device; the fastest one if not given
-):
+    device: str | None = None,  # torch device; the fastest one if not given
+) -> tuple[torch.nn.Module, list[float]]:
     """Train the world's CLIP. Returns (open_clip model, loss of every step)."""
     device = torch.device(device or best_device())
     torch.manual_seed(seed)
@@ -230,7 +235,7 @@ def train_clip(
     return model, fit(model, loss_of, len(drawn), epochs, batch_size=128, rate=2e-3, seed=seed, description="training the CLIP")
 
 
-def world_tokenizer():
+def world_tokenizer() -> "HFTokenizer":
     """The tokenizer of the world's CLIP, through open_clip."""
     import tempfile
 

@@ -23,12 +23,12 @@ from ...foundation.region_captioner import StageFeatures
 
 # %% ../../../nbs/embedded/training/09_train_world.ipynb #tw04
 def train_world(
-    folder,  # where the weights go: one folder for each model
+    folder: str | Path,  # where the weights go: one folder for each model
     seed: int = 0,  # of the scenes, the first weights and the order
     scenes: int = 10_000,  # how many to learn from
     epochs: float = 16,  # the passes of each model over them are a fixed multiple of this
     workers: int = 2,  # processes that draw
-    device: str = None,  # torch device; the fastest one if not given
+    device: str | None = None,  # torch device; the fastest one if not given
 ) -> Path:
     """Draw the scenes, train every model of the embedded world from scratch, and write their weights.
 
