@@ -66,7 +66,7 @@ class WorldImages:
         return [caption(scene) for scene in self.scenes.scenes]
 
     @cached_property
-    def vocabulary(self) -> dict[str, list[str]]:
+    def vocabulary(self) -> dict[str, tuple]:
         """{class: phrases for its features}."""
         return {kind: class_features(kind) for kind in KINDS}
 
