@@ -41,7 +41,7 @@ def tools():
 
 def passed(said):
     """How many tests node ran, all of them without fault."""
-    return int(re.search(r"^. pass (\d+)$", said, re.M)[1])
+    return int(re.search(r"^# pass (\d+)$", said, re.M)[1])
 
 
 # by node
@@ -49,7 +49,7 @@ def passed(said):
 
 def test_pure_functions():
     names = sorted(path.name for path in JS.glob("*.test.mjs") if path.name != "views.test.mjs")
-    assert passed(node("--test", "--test-reporter=spec", *names)) >= 30
+    assert passed(node("--test", "--test-reporter=tap", *names)) >= 30
 
 
 def test_views_as_a_front_end_gets_them(tools, tmp_path):
@@ -58,7 +58,7 @@ def test_views_as_a_front_end_gets_them(tools, tmp_path):
         widget = getattr(importlib.import_module(f"neuronbench.widgets.{name}"), kind)
         (tmp_path / f"{name}.mjs").write_text(widget._esm, encoding="utf-8")
         traits[name] = sorted(widget.class_traits(sync=True))
-    said = node("--test", "--test-reporter=spec", "views.test.mjs", BUNDLES=str(tmp_path), TRAITS=json.dumps(traits))
+    said = node("--test", "--test-reporter=tap", "views.test.mjs", BUNDLES=str(tmp_path), TRAITS=json.dumps(traits))
     assert passed(said) >= 4 * len(WIDGETS)
 
 
