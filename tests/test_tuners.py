@@ -28,6 +28,7 @@ from neuronbench.widgets.compare import Compare
 from neuronbench.widgets.crops_tuner import CropsTuner
 from neuronbench.widgets.prompts_tuner import PromptsTuner, chosen_numbers, version_path
 from neuronbench.widgets.scoring_tuner import ScoringTuner
+from neuronbench.widgets.selection import Selection
 from neuronbench.widgets.tuner import written
 from neuronbench.widgets.tuners import tune
 from neuronbench.widgets.work import Stopped, Work
@@ -447,7 +448,32 @@ def test_tokens_and_cost_are_counted_before_anything_is_sent(prompts):
     run(prompts)
     assert prompts.estimate.startswith("9 requests, 9 of them known: 0 tokens to send") and talker.sent > 0
     prompts.summarise = "EMPHASIS {descriptions}"
+    assert prompts.estimate == "Counting requests and tokens."
+    prompts.estimating.wait(60)
     assert prompts.estimate.startswith("9 requests, 4 of them known")
+
+
+def test_a_letter_that_is_typed_counts_and_asks_nothing(prompts, monkeypatch):
+    ask(prompts, "count")
+    finished(prompts).estimating.wait(60)
+    handlers, talker = [], prompts.method.chat
+    for name in ("estimate", "answers"):
+        called = getattr(Talker, name)
+        monkeypatch.setattr(Talker, name, lambda self, *given, called=called, **settings: handlers.append(threading.current_thread()) or called(self, *given, **settings))
+    for typed in range(20):
+        prompts.set_state({"summarise": f"{'EMPHASIS'[:typed]} {{descriptions}}"})
+        assert threading.current_thread() not in handlers
+    prompts.estimating.wait(60)
+    assert handlers and threading.current_thread() not in handlers and "9 requests" in prompts.estimate and talker.sent == 0
+
+
+def test_what_goes_wrong_in_counting_is_a_sentence(prompts, monkeypatch):
+    ask(prompts, "count")
+    finished(prompts)
+    monkeypatch.setattr(Talker, "estimate", lambda self, requests: 1 / 0)
+    prompts.temperature = 0.9
+    prompts.estimating.wait(60)
+    assert prompts.message == "ZeroDivisionError: division by zero"
 
 
 def test_an_edited_prompt_shows_what_changed_and_what_agrees(prompts):
@@ -760,11 +786,63 @@ def test_a_method_from_outside_moves_the_controls(bench):
 
 def test_all_tuners_show_the_exemplars_of_the_methods_pooling(both, tmp_path):
     bench = tune(fake_method(pool="max"), both, both.images, "maps", 5, folder=tmp_path)
-    key = bench.prompts._key(5)
+    key = bench.prompts.captions_key(5)
     assert bench.crops.pool == bench.compare.pool == "max"
     bench.method = dataclasses.replace(bench.method, pool="mean")
-    assert bench.crops.pool == bench.compare.pool == "mean" and bench.prompts._key(5) != key  # captions of other images are not taken for these
+    assert bench.crops.pool == bench.compare.pool == "mean" and bench.prompts.captions_key(5) != key  # captions of other images are not taken for these
     assert "pool='mean'" in bench.bar.code
+
+
+def test_only_the_page_on_view_redraws(bench):
+    for page in bench.pages.children:
+        listen(page)
+    bench.prompts.estimating.wait(60)
+    compared = bench.compare.rows
+    bench.layer = "vector"
+    bench.crops.threshold = 99
+    bench.prompts.paint = "See {candidate}"
+    assert [content["kind"] for content, _ in bench.crops.sent] == ["exemplars"] and all(page.sent == [] for page in bench.pages.children[1:])
+    assert bench.compare.rows == compared and bench.compare.stale and bench.scoring.stale and bench.prompts.stale
+    bench.bar.tab = 2
+    assert [content["kind"] for content, _ in bench.scoring.sent] == ["nothing"] and not bench.scoring.stale and bench.compare.rows == compared
+    bench.crops.sent.clear()
+    bench.unit = 7
+    assert bench.crops.sent == [] and len(bench.scoring.sent) == 2
+    bench.bar.tab = 3
+    assert len(bench.compare.rows) == 2048 and not bench.compare.stale
+    bench.bar.tab = 0
+    assert bench.crops.sent[0][0]["key"].startswith("vector 7 ")
+
+
+def test_a_table_that_is_not_on_view_is_current_all_the_same(bench):
+    bench.compare.descriptions["as given"] = tiny_descriptions().assign(layer="vector")
+    bench.layer = "vector"
+    assert set(bench.compare.table.layer) == {"vector"} and "vector: 2048 units" in bench.compare.page()
+
+
+def test_what_one_tuner_ran_the_others_have(bench):
+    run(bench.prompts)
+    trace = bench.selection.results["maps", 3]
+    assert bench.scoring.trace.painted is trace.painted and bench.scoring.runs == "Run on unit 3"  # its pictures are not made yet
+    calls = bench.method.painter.calls
+    finished((bench.scoring.run(), bench.scoring)[1])
+    assert bench.scoring.runs == "" and bench.scoring.message == "" and bench.method.painter.calls >= calls
+    bench.crops.max_crops = 1
+    assert bench.selection.results == {} and bench.scoring.trace is None and bench.scoring.runs == "Run on unit 3"
+
+
+def test_a_selection_is_always_a_unit_of_its_layer(recording):
+    selection, heard = Selection(recording, "vector", 2000), []
+    selection.observe(lambda change: heard.append((selection.layer, selection.unit)), ["layer", "unit"])
+    selection.layer = "maps"
+    selection.move("vector", 2047)
+    selection.move("maps", 3)
+    assert (selection.layer, selection.unit) == ("maps", 3) and all(unit < {"maps": 40, "vector": 2048}[layer] for layer, unit in heard)
+    with pytest.raises(IndexError, match="40 was asked for"):
+        selection.move("maps", 40)
+    with pytest.raises(KeyError, match="did you mean 'maps'"):
+        selection.move("mapz", 0)
+    assert (selection.layer, selection.unit) == ("maps", 3)
 
 
 def test_the_tabs_choose_the_page(bench):

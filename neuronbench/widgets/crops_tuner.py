@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'BOXES', 'FIELDS', 'page_steps', 'steps_message', 'exemplars_message', 'crops_figure', 'CropsState',
-           'CropsTuner']
+           'CropsEditor', 'CropsTuner']
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #5c0f0f8f
 import base64
+import dataclasses
 import functools
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..probe.exemplars import exemplars
 from ..probe.seen import Seen
 from ..show.evidence import map_colours, names_of, pooling_of
 from .files import bundled, joined
+from .selection import Selection
 from .tuner import Tuner, imports, written
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #da6cf68b
@@ -103,68 +105,104 @@ class CropsState(Tuner):
     colours = traitlets.Bytes(map_colours().tobytes(), help="The RGB colour of each of the 256 map values.").tag(sync=True)
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #61f9e9d0
-class CropsTuner(CropsState):
+class CropsEditor(CropsState):
+    """The controls as `CropSettings`, those of the selected method if there is one. `changed_settings` is what a subclass does when they are others."""
+
+    pool = traitlets.Unicode(None, allow_none=True, help="The recorded pooling that ranks the exemplars; each layer's default if None.")
+
+    def __init__(self, recording, layer: str | None, unit: int, settings: CropSettings, pool: str | None, selection: Selection | None):
+        super().__init__(recording, layer, unit, selection, pool=pool, **{name: getattr(settings, name) for name in FIELDS})
+        self.observe(self._set_method, FIELDS)
+        self.selection.observe(self._follow_method, "method")
+
+    @property
+    def settings(self) -> CropSettings:
+        """The settings on view; they can be set."""
+        return CropSettings(**{name: getattr(self, name) for name in FIELDS})
+
+    @settings.setter
+    def settings(self, settings: CropSettings):
+        with self.hold_trait_notifications():
+            for name in FIELDS:
+                setattr(self, name, getattr(settings, name))
+
+    def _set_method(self, change):
+        method = self.selection.method
+        if method is not None and method.crops != self.settings:
+            self.selection.method = dataclasses.replace(method, crops=self.settings)
+        self.changed_settings()
+
+    def _follow_method(self, change):
+        method = self.selection.method
+        self.pool = method.pool
+        if method.crops not in (None, self.settings):
+            self.settings = method.crops
+
+    def changed_settings(self):
+        self.draw()
+
+# %% ../../nbs/widgets/05_crops_tuner.ipynb #cropdr02
+class CropsTuner(CropsEditor):
     """A view of a unit's exemplars with their attention crops; `settings` are the CropSettings on view.
 
     `CropsTuner(recording, "layer4", 7)`. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are.
     """
 
-    pool = traitlets.Unicode(None, allow_none=True, help="The recorded pooling that ranks the exemplars; each layer's default if None.")
-
-    def __init__(self, recording, layer=None, unit=0, settings=CropSettings(), k=10, side=SIDE, pool=None):
-        pooling_of(recording, layer or recording.layers[-1], pool)
+    def __init__(
+        self,
+        recording,
+        layer: str | None = None,  # the deepest if None
+        unit: int = 0,
+        settings: CropSettings = CropSettings(),
+        k: int = 10,  # exemplars
+        side: int = SIDE,  # pixels of an exemplar
+        pool: str | None = None,
+        selection: Selection | None = None,  # to share; its layer and unit come first
+    ):
+        pooling_of(recording, selection.layer if selection else layer or recording.layers[-1], pool)
         seen = Seen(recording.images, recording.target)
         self._resized = lambda i: seen[i].resize((side, side))
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
         self._ranked = functools.lru_cache(64)(lambda layer, unit, pool: exemplars(recording, layer, units=[unit], k=k, pool=pool))
-        self._side, self._unit_on_view, self._maps_on_view = side, None, None
-        super().__init__(recording, layer, unit, pool=pool, **{name: getattr(settings, name) for name in FIELDS})
-        self.actions |= {"ask": self._show_unit}
-        self.observe(self._change_unit, ["layer", "unit", "pool"])
-        self.observe(self._show_steps, FIELDS)
+        self._side, self._maps_on_view = side, None
+        super().__init__(recording, layer, unit, settings, pool, selection)
+        self.observe(lambda change: self.draw(), "pool")
         self._write_code()
 
-    @property
-    def settings(self) -> CropSettings:
-        """The settings on view."""
-        return CropSettings(**{name: getattr(self, name) for name in FIELDS})
-
-    @settings.setter
-    def settings(self, settings):
-        with self.hold_trait_notifications():
-            for name in FIELDS:
-                setattr(self, name, getattr(settings, name))
-
-    def _change_unit(self, change):
-        if self._unit_on_view != (self.layer, self.unit, self.pool):  # layer and unit may have come together
-            self._show_unit()
-
-    def _show_unit(self):
+    def redraw(self):
         with self.telling():
             self.send(*exemplars_message(self.recording, self._best(), self._picture, self._key(), pooling_of(self.recording, self.layer, self.pool)))
-            self._unit_on_view, self._maps_on_view = (self.layer, self.unit, self.pool), None
-            self._show_steps()
+            self._maps_on_view = None
+            self._send_steps()
 
-    def _show_steps(self, change=None):
-        with self.telling():
-            best = self._best()
-            if best.maps is not None:
-                on_view = self.layer, self.unit, self.pool, self.upsampling
-                steps = page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
-                self.send(*steps_message(steps, self._key(), on_view != self._maps_on_view))
-                self._maps_on_view = on_view
-            self.message = ""
+    def changed_settings(self):
+        if self.on_view:
+            with self.telling():
+                self._send_steps()
+        else:
+            self.stale = True
         self._write_code()
 
-    def still(self):
+    def _send_steps(self):
+        best = self._best()
+        if best.maps is not None:
+            on_view = self.layer, self.unit, self.pool, self.upsampling
+            self.send(*steps_message(self._steps(best), self._key(), on_view != self._maps_on_view))
+            self._maps_on_view = on_view
+        self.message = ""
+
+    def still(self) -> dict:
         """The page as a PNG file."""
         best = self._best()
         pictures = [self._resized(int(i)) for i in best.images[0] if i >= 0]
-        steps = [None] * len(pictures) if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
+        steps = [None] * len(pictures) if best.maps is None else self._steps(best)
         return {"image/png": base64.b64encode(small_png(crops_figure(pictures, steps, f"{self.layer} unit {self.unit}"))).decode()}
 
     def _best(self):
         return self._ranked(self.layer, self.unit, self.pool)
+
+    def _steps(self, best):
+        return page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
 
     def _key(self):
         return f"{self.layer} {self.unit} {' '.join(str(getattr(self, name)) for name in FIELDS)}"

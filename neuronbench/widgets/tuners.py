@@ -6,20 +6,21 @@
 __all__ = ['TABS', 'TunersBar', 'Tuners', 'tune']
 
 # %% ../../nbs/widgets/09_tuners.ipynb #a054a947
-import dataclasses
+from collections.abc import Callable, Iterable
 
 import ipywidgets
+import pandas as pd
 import traitlets
 
-from ..basics import choose
-from ..probe.recording import same_images
-from ..show.evidence import choose_unit
+from ..describe.describe_and_dissect.method import DescribeAndDissect
+from ..probe.images import ProbingSet
+from ..probe.recording import Recording, same_images
 from .files import bundled, joined
 from .compare import Compare
-from .crops_tuner import FIELDS as CROP_FIELDS
 from .crops_tuner import CropsTuner
 from .prompts_tuner import PromptsTuner
 from .scoring_tuner import ScoringTuner
+from .selection import Selection
 from .tuner import Tuner, method_call
 from .turns import TakesTurns
 from ..words import SameMeaning, same_meaning
@@ -38,89 +39,73 @@ class TunersBar(Tuner):
 
 # %% ../../nbs/widgets/09_tuners.ipynb #837c64ab
 class Tuners(TakesTurns, ipywidgets.VBox):
-    """All tuners of one unit; made by `tune`. `method` is the method with what is set in all of them; `layer` and `unit` can be set."""
-
-    method = traitlets.Any(help="The method with what is set.")
-    layer = traitlets.Unicode(help="The layer on view.")
-    unit = traitlets.Int(help="The unit on view.")
+    """All tuners of one unit; made by `tune`. `method` is the method with what is set in all of them; `layer`, `unit` and `method` can be set, here and in `selection`."""
 
     def __init__(self, method, recording, layer, unit, truth=None, chats=None, scorings=None, folder="prompts", same: SameMeaning = same_meaning):
-        settings = {} if method.crops is None else {"settings": method.crops}
-        self.crops = CropsTuner(recording, layer, unit, **settings, k=method.exemplars, side=method.image_size, pool=method.pool)
-        self.prompts = PromptsTuner(method, recording, layer, unit, chats=chats, truth=truth, folder=folder, same=same)
-        self.scoring = ScoringTuner(method, recording, layer, unit, scorings=scorings or ())
-        self.compare = Compare(recording, {"as given": method, "tuned": method}, layer, truth=truth, pool=method.pool, same=same)
-        self.bar = TunersBar(recording, layer, unit)
-        self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare], selected_index=0)
-        super().__init__([self.bar, self.pages], method=method, layer=self.bar.layer, unit=self.bar.unit)
-        for tuner in self.pages.children:
-            tuner.alone, tuner.layout.width, tuner.model_names = False, "100%", self.prompts.model_names
-        self._connect()
+        self.selection = Selection(recording, layer, unit, method)
+        share, settings = {"selection": self.selection}, {} if method.crops is None else {"settings": method.crops}
+        self.crops = CropsTuner(recording, **settings, k=method.exemplars, side=method.image_size, pool=method.pool, **share)
+        self.prompts = PromptsTuner(method, recording, chats=chats, truth=truth, folder=folder, same=same, **share)
+        self.scoring = ScoringTuner(method, recording, scorings=scorings or (), **share)
+        self.compare = Compare(recording, {"as given": method, "tuned": self.selection}, truth=truth, pool=method.pool, same=same, **share)
+        self.bar = TunersBar(recording, **share)
+        self.pages = ipywidgets.Stack([self.crops, self.prompts, self.scoring, self.compare])
+        super().__init__([self.bar, self.pages])
+        for page in self.pages.children:
+            page.alone, page.layout.width, page.model_names = False, "100%", self.prompts.model_names
+        self.bar.observe(self._show_page, "tab")
+        self.selection.observe(self._write_code, ["layer", "unit", "method"])
+        self._show_page()
         self._write_code()
 
-    @traitlets.validate("layer")
-    def _check_layer(self, proposal):
-        return choose(proposal["value"], self.bar.layers, "layer")
+    def _show_page(self, change=None):
+        self.pages.selected_index = self.bar.tab
+        for number, page in enumerate(self.pages.children):
+            page.on_view = number == self.bar.tab
 
-    @traitlets.validate("unit")
-    def _check_unit(self, proposal):
-        return choose_unit(self.bar.recording, self.layer, proposal["value"])
-
-    def _connect(self):
-        traitlets.dlink((self.bar, "tab"), (self.pages, "selected_index"))
-        for one in (self, self.bar, *self._of_one_unit):
-            one.observe(self._share_unit, ["layer", "unit"])
-        self.crops.observe(self._take_crops, CROP_FIELDS)
-        for tuner in (self.prompts, self.scoring):
-            tuner.observe(self._take_method, "method")
-        self.observe(self._share_method, "method")
+    def _write_code(self, change=None):
+        self.bar.code = method_call(self.method, self.layer, [self.unit], self.prompts.model_names)
 
     @property
-    def _of_one_unit(self):
-        return self.crops, self.prompts, self.scoring
+    def method(self) -> DescribeAndDissect:
+        """The method with what is set."""
+        return self.selection.method
 
-    def _share_unit(self, change):
-        layer = change["owner"].layer
-        unit = min(change["owner"].unit, self.bar.recording[layer].sizes["unit"] - 1)  # the layer before may have had more units
-        for one in (self, self.bar, *self._of_one_unit):
-            if (one.layer, one.unit) != (layer, unit):
-                with one.hold_trait_notifications():
-                    one.layer, one.unit = layer, unit
-        self.compare.layer = layer
-        self._write_code()
+    @method.setter
+    def method(self, method: DescribeAndDissect):
+        self.selection.method = method
 
-    def _take_crops(self, change):
-        self.method = dataclasses.replace(self.method, crops=self.crops.settings)
+    @property
+    def layer(self) -> str:
+        """The layer on view."""
+        return self.selection.layer
 
-    def _take_method(self, change):
-        self.method = change["new"]
+    @layer.setter
+    def layer(self, layer: str):
+        self.selection.layer = layer
 
-    def _share_method(self, change):
-        for tuner in (self.prompts, self.scoring):
-            if tuner.method is not self.method:
-                tuner.method = self.method
-        if self.method.crops is not None and self.crops.settings != self.method.crops:
-            self.crops.settings = self.method.crops
-        self.crops.pool = self.compare.pool = self.method.pool
-        self.compare.change_method("tuned", self.method)
-        self._write_code()
+    @property
+    def unit(self) -> int:
+        """The unit on view."""
+        return self.selection.unit
 
-    def _write_code(self):
-        self.bar.code = method_call(self.method, self.layer, [self.unit], self.prompts.model_names)
+    @unit.setter
+    def unit(self, unit: int):
+        self.selection.unit = unit
 
     def __repr__(self):
         return f"Tuners(layer={self.layer!r}, unit={self.unit})"
 
 # %% ../../nbs/widgets/09_tuners.ipynb #1f7f069a
 def tune(
-    method,  # DescribeAndDissect to start from
-    recording,
-    images,  # the ProbingSet that was recorded
+    method: DescribeAndDissect,  # to start from
+    recording: Recording,
+    images: ProbingSet,  # that was recorded
     layer: str | None = None,  # the deepest if None
     unit: int = 0,
-    truth=None,  # DataFrame with layer, unit, description: known meanings to mark answers by
+    truth: pd.DataFrame | None = None,  # with layer, unit, description: known meanings to mark answers by
     chats: dict | None = None,  # {name: chat model} to choose from, beside the method's own
-    scorings=None,  # scoring functions of one's own, shown beside the built-in four
+    scorings: Iterable[Callable] | None = None,  # scoring functions of one's own, shown beside the built-in four
     folder="prompts",  # of the saved prompts
     same: SameMeaning = same_meaning,  # the rule that marks answers by the truth
 ) -> Tuners:

@@ -12,11 +12,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .augmentation import augment
-from .candidates import Asking, candidates_of, captions_as_candidates, in_parts
+from .candidates import Asking, candidates_of, captions_as_candidates, in_parts, planned_requests
 from .prompts import Prompts
 from .selection import Studio, painted_by
 from .trace import Choice, traced
 from ..method import Method, needs
+from ...foundation.chat import Usage
+from ...foundation.chat import Usage
 from ...probe.activations import LayerActivations
 from ...probe.crops import CropSettings
 
@@ -79,6 +81,15 @@ class DescribeAndDissect(Method):
     def _choice(self):
         return Choice(self.scoring, self.beta, self.t, self.labels)
 
+    @property
+    def asking(self) -> Asking:
+        """How the language model is asked."""
+        return Asking(self.prompts, self.temperature, self.candidates, self.seed)
+
+    def planned_usage(self, captions: list[list[str]]) -> Usage:
+        """The count of what the language model would be asked for the captions of some units, see `planned_requests`. Nothing is sent."""
+        return self.chat.estimate(planned_requests(captions, self.chat, self.asking) if self.summarise else [])
+
     def label_of(self, trace) -> str:
         """The method, and whether no language model was asked."""
         return self.label + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
@@ -97,7 +108,7 @@ class DescribeAndDissect(Method):
         captions = _each_once(augmented, lambda images: self.captioner.captions(images, progress=False), 64, "captions", watch)
         if not self.summarise:
             return [captions_as_candidates(own) for own in captions]
-        return candidates_of(captions, self.chat, Asking(self.prompts, self.temperature, self.candidates, self.seed), watch)
+        return candidates_of(captions, self.chat, self.asking, watch)
 
     def _painted(self, studio, units, augmented, found, watch):
         """`Painted` of each unit; None for one without candidates."""
