@@ -35,7 +35,7 @@ bench = tune(start, recording, recording.images, "maps", 3, truth, {{"loud": Tal
 bench"""
 AS_AT_FIRST = """
 bench.layer, bench.unit, bench.bar.tab, bench.method = 'maps', 3, 0, start
-bench.prompts.load('as given'); bench.prompts.chosen = ''; bench.prompts.message = ''
+bench.prompts.load('as given'); bench.prompts.chosen = bench.prompts.message = ''; bench.prompts.rows = []
 bench.compare.chosen = bench.compare.query = ''; bench.compare.only_disagreeing = False
 """
 RESULT = """import json
