@@ -9,7 +9,7 @@ import pytest
 import neuronbench as nb
 
 PACKAGE = Path(nb.__file__).parent
-FLOORS = {"basics": 0, "registry": 0, "pictures": 0, "words": 0, "probe": 1, "foundation": 1, "describe": 2, "embedded": 2, "evaluate": 3, "show": 4, "widgets": 5, "workbench": 6, "cli": 7}
+FLOORS = {"basics": 0, "shapes": 0, "registry": 0, "pictures": 0, "words": 0, "probe": 1, "foundation": 1, "describe": 2, "embedded": 2, "evaluate": 3, "show": 4, "widgets": 5, "workbench": 6, "cli": 7}
 HEAVY = ["torch", "numpy", "pandas", "open_clip", "transformers", "matplotlib", "jupyterlab"]
 
 
@@ -102,7 +102,7 @@ def test_a_borrowed_name_is_found(monkeypatch, tmp_path):
     assert list(_borrowed(borrower)) == ["_tool", "tool._mark"] and PRIVATE[borrower] == {"_own"}
 
 
-ANNOTATED = ["basics", "words", "foundation", "embedded"]  # floors whose public signatures are annotated; grows until it is all of FLOORS
+ANNOTATED = ["basics", "shapes", "words", "foundation", "embedded"]  # floors whose public signatures are annotated; grows until it is all of FLOORS
 SHOWN = ("__init__", "__call__", "__getitem__", "__len__")  # methods that are part of a public signature
 
 

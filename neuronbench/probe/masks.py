@@ -23,13 +23,14 @@ from .layout import maps
 from .passes import passed
 from .recording import Recording
 from .seen import Seen
+from ..shapes import Bool, Float, Int, UInt
 
 # %% ../../nbs/probe/10_masks.ipynb #3d9566bc
 def unit_masks(
-    maps: torch.Tensor,  # (U, h, w) activation maps of one image
-    thresholds: torch.Tensor,  # (U,)
+    maps: Float[torch.Tensor, "unit height width"],  # activation maps of one image
+    thresholds: Float[torch.Tensor, "unit"],
     size: tuple,  # (H, W) of the masks
-) -> tuple:
+) -> tuple[Int[torch.Tensor, "active"], Bool[torch.Tensor, "active rows columns"]]:
     """(units, masks): positions (k,) of the units that exceed their threshold, and (k, H, W) bool, where they do.
 
     Maps are upsampled bilinearly. Source: Network Dissection (Bau et al., CVPR 2017, arXiv:1704.05796), section 2.3.
@@ -46,9 +47,9 @@ class ConceptMasks:
     Concepts are numbered through all categories, in order.
     """
 
-    annotated: np.ndarray
-    concepts: np.ndarray
-    masks: np.ndarray
+    annotated: Bool[np.ndarray, "category"]
+    concepts: Int[np.ndarray, "concept"]
+    masks: Bool[np.ndarray, "concept height width"]
 
     @classmethod
     def of(
@@ -197,8 +198,8 @@ def mask_batches(
 
 # %% ../../nbs/probe/10_masks.ipynb #f57b38fb
 def packed(
-    masks: np.ndarray,  # (n, ...) bool
-) -> np.ndarray:
+    masks: Bool[np.ndarray, "mask ..."],
+) -> UInt[np.ndarray, "mask words"]:
     """(n, words) uint64: the masks, flattened and packed to bits, with zeros at the end."""
     flat = masks.reshape(len(masks), math.prod(masks.shape[1:]))
     words = -(-flat.shape[1] // 64)

@@ -8,16 +8,18 @@ __all__ = ['SCORINGS', 'painted_ranks', 'mean', 'topk_squared', 'image_products'
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #3d5b62a6
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import rankdata
 
 from ...basics import choose
+from ...shapes import Float
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #9adaa4d5
 def painted_ranks(
-    activations: np.ndarray,  # (candidate, painted image); NaN where the painter gave no image
-) -> np.ndarray:
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where the painter gave no image
+) -> Float[np.ndarray, "candidate painted"]:
     """(candidate, painted image): the rank of each image among all of the unit, 1 for the largest; NaN stays NaN."""
     activations = np.asarray(activations, dtype=np.float64)
     if activations.ndim != 2:
@@ -26,8 +28,8 @@ def painted_ranks(
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #6b132352
 def mean(
-    activations: np.ndarray,  # (candidate, painted image); NaN where there is no image
-) -> np.ndarray:
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
+) -> Float[np.ndarray, "candidate"]:
     """(candidate,): minus the mean rank of the candidate's images (Describe-and-Dissect, A.1.3, Mean)."""
     return -_row_means(painted_ranks(activations))
 
@@ -39,9 +41,9 @@ def _row_means(values):
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #ae13dd0c
 def topk_squared(
-    activations: np.ndarray,  # (candidate, painted image); NaN where there is no image
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
     beta: int = 5,  # the best images that count; all, if a candidate has fewer
-) -> np.ndarray:
+) -> Float[np.ndarray, "candidate"]:
     """(candidate,): minus the mean of the squares of the `beta` smallest ranks (Describe-and-Dissect, A.1.3, TopK Squared)."""
     return -_row_means(np.sort(painted_ranks(activations), 1)[:, : _at_least_one(beta, "beta")] ** 2)
 
@@ -53,11 +55,11 @@ def _at_least_one(number, name):
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #ca7550e9
 def image_products(
-    activations: np.ndarray,  # (candidate, painted image); NaN where there is no image
-    painted: np.ndarray,  # (candidate, painted image, dim) CLIP embeddings
-    exemplars: np.ndarray,  # (image, dim) CLIP embeddings of the exemplars and crops that were captioned
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
+    painted: Float[np.ndarray, "candidate painted dim"],  # CLIP embeddings
+    exemplars: Float[np.ndarray, "image dim"],  # CLIP embeddings of the exemplars and crops that were captioned
     t: int = 10,  # the best images that count; all, if a candidate has fewer
-) -> np.ndarray:
+) -> Float[np.ndarray, "candidate"]:
     """(candidate,): mean cosine of the `t` best images and the exemplars (Describe-and-Dissect, A.1.3, Image Products)."""
     ranks = painted_ranks(activations)
     cosines = _directions(painted) @ _directions(exemplars).mean(0)
@@ -73,12 +75,12 @@ def _directions(embeddings):
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #8c66fee7
 def topk_squared_image_products(
-    activations: np.ndarray,  # (candidate, painted image); NaN where there is no image
-    painted: np.ndarray,  # (candidate, painted image, dim) CLIP embeddings
-    exemplars: np.ndarray,  # (image, dim) CLIP embeddings
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
+    painted: Float[np.ndarray, "candidate painted dim"],  # CLIP embeddings
+    exemplars: Float[np.ndarray, "image dim"],  # CLIP embeddings
     beta: int = 5,
     t: int = 10,
-) -> np.ndarray:
+) -> Float[np.ndarray, "candidate"]:
     """(candidate,): image_products * (M + 1 - r), with r the candidate's place among the M that have images, 1 for the best.
 
     Source: Describe-and-Dissect, A.1.3, TopK Squared + Image Products. Equal scores share the better place.
@@ -92,20 +94,20 @@ SCORINGS = {function.__name__: function for function in (mean, topk_squared, ima
 
 
 def scoring_name(
-    scoring,  # a name among SCORINGS, or a callable
+    scoring: str | Callable,  # a name among SCORINGS, or a callable
 ) -> str:
     """The name of a scoring function. Errors: KeyError naming the nearest."""
     return getattr(scoring, "__name__", type(scoring).__name__) if callable(scoring) else choose(scoring, SCORINGS, "scoring function")
 
 # %% ../../../nbs/describe/describe_and_dissect/01_scoring.ipynb #71c3771d
 def candidate_scores(
-    scoring,  # a name among SCORINGS, or a callable: (activations, ...) -> (candidate,)
-    activations: np.ndarray,  # (candidate, painted image); NaN where there is no image
-    painted: np.ndarray,  # (candidate, painted image, dim) CLIP embeddings
-    exemplars: np.ndarray,  # (image, dim) CLIP embeddings
+    scoring: str | Callable,  # a name among SCORINGS, or a callable: (activations, ...) -> (candidate,)
+    activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
+    painted: Float[np.ndarray, "candidate painted dim"],  # CLIP embeddings
+    exemplars: Float[np.ndarray, "image dim"],  # CLIP embeddings
     beta: int = 5,
     t: int = 10,
-) -> np.ndarray:
+) -> Float[np.ndarray, "candidate"]:
     """(candidate,) float64, NaN only for a candidate without painted images.
 
     Errors: ValueError that says what a function of one's own raised or returned instead.
