@@ -83,6 +83,7 @@ _MODULE_OF = {
     "world": "embedded.world",
     "browse": "widgets.browser",
     "card": "show.card",
+    "cards": "show.card",
     "tune": "widgets.tuners",
     "Workbench": "workbench",
 }

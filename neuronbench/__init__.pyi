@@ -70,6 +70,7 @@ from .foundation.sentences import BERTScore as BERTScore
 from .embedded.world import world as world
 from .widgets.browser import browse as browse
 from .show.card import card as card
+from .show.card import cards as cards
 from .widgets.tuners import tune as tune
 from .workbench import Workbench as Workbench
 

@@ -90,7 +90,6 @@ def demo(
 # %% ../nbs/03_cli.ipynb #90a65186
 def save_results(bench, descriptions, units, folder):
     """Write `descriptions.csv` and `cards/LAYER_UNIT.png` for `units` (a dict of layer to unit numbers); returns the CSV's path."""
-    from neuronbench.basics import replacing
     from neuronbench.describe.descriptions import write_descriptions
 
     folder = Path(folder)
@@ -98,8 +97,7 @@ def save_results(bench, descriptions, units, folder):
     write_descriptions(descriptions, folder / "descriptions.csv")
     for layer, unit in ((layer, unit) for layer in units for unit in units[layer]):
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in layer)
-        with replacing(folder / "cards" / f"{name}_{unit:04d}.png") as path:
-            bench.card(layer, unit).savefig(path, dpi=120)
+        bench.card(layer, unit).save(folder / "cards" / f"{name}_{unit:04d}.png", dpi=120)
     return folder / "descriptions.csv"
 
 # %% ../nbs/03_cli.ipynb #0f85d2c5

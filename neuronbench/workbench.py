@@ -23,7 +23,7 @@ from .probe.layout import POOLINGS
 from .probe.passes import first_readable
 from .probe.recording import Recording, check_parts, record
 from .probe.target import Target
-from .show.card import card
+from .show.card import card, cards
 from .show.report import method_settings, write_report
 from .widgets.browser import browse
 from .words import same_meaning
@@ -173,8 +173,12 @@ class ViewingBench(DescribingBench):
         return browse(self.recorded(layer, pool), self.images, layer, self.descriptions, pool)
 
     def card(self, layer: str, unit: int, pool: str | None = None):
-        """One unit as a matplotlib figure, ranked by `pool`, with every description of it so far. Errors: those of `recorded`; IndexError."""
+        """One unit as a Card, ranked by `pool`, with every description of it so far; `.save("unit.pdf")` writes it for a paper. Errors: those of `recorded`; IndexError."""
         return card(self.recorded(layer, pool), self.images, layer, unit, self.descriptions, pool=pool)
+
+    def cards(self, layer: str, units, k: int = 5, pool: str | None = None):
+        """Many units as one figure for an appendix, with every description of them so far; `.save("units.pdf")` writes all pages. Errors: those of `recorded` and `cards`."""
+        return cards(self.recorded(layer, pool), self.images, layer, units, self.descriptions, k, pool=pool)
 
     def tune(self, layer: str | None = None, unit: int = 0, chats=None, scorings=None, **settings):
         """The tuners of Describe-and-Dissect on one unit: crops, prompts, scoring, comparison.

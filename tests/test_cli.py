@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from neuronbench import cli
+from neuronbench.pictures import new_figure
+from neuronbench.show.card import Card
 
 
 @pytest.fixture
@@ -86,8 +88,7 @@ def test_unknown_command_is_refused():
 def test_card_names_never_leave_their_folder(tmp_path):
     class Bench:
         def card(self, layer, unit):
-            from matplotlib.figure import Figure
-            return Figure()
+            return Card(layer, unit, new_figure(1, 1))
 
     cli.save_results(Bench(), pd.DataFrame(columns=["layer", "unit", "description", "score", "method"]),
                      {"../../escape": [1]}, tmp_path / "out")
@@ -637,13 +638,13 @@ def test_a_layer_without_class_token_is_refused_before_it_is_recorded(photograph
 
 def test_a_card_that_cannot_be_drawn_leaves_the_older_one(tmp_path):
     class Figure:
-        def savefig(self, path, dpi):
+        def savefig(self, path, **options):
             path.write_bytes(b"half a picture")
             raise OSError(28, "No space left on device")
 
     class Bench:
         def card(self, layer, unit):
-            return Figure()
+            return Card(layer, unit, Figure())
 
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "fc_0001.png").write_bytes(b"older")

@@ -96,7 +96,7 @@ def test_card_and_browser(recording):
     assert all(map(is_clean, (text for image in shown.images for text in names_of(recording.images, image))))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        card(recording, recording.images, "0", 1, k=20).canvas.draw()
+        card(recording, recording.images, "0", 1, k=20).figure.canvas.draw()
     content, _ = unit_message(shown, recording.images, [])
     json.dumps(content, ensure_ascii=False).encode()
     assert is_clean("".join(content["ids"] + content["labels"])) and browse(recording, recording.images)

@@ -61,7 +61,7 @@ def test_names_of_files_are_shown_whatever_their_bytes(recording):
     assert "\\" in view.sent[0]["ids"][0] and len(set(view.sent[0]["ids"])) == 8 and len(set(view.sent[0]["labels"])) == 2
     json.dumps(view.sent[0], ensure_ascii=False).encode()  # as it goes to the page
     drawn = io.BytesIO()
-    card(recording, recording.images, "0", 0).savefig(drawn)
+    card(recording, recording.images, "0", 0).figure.savefig(drawn)
     assert drawn.getvalue().startswith(b"\x89PNG")
 
 
@@ -73,7 +73,7 @@ def test_descriptions_are_shown_without_what_is_not_seen(recording, tmp_path):
     assert view.table["A"][0][:3] == [CLEAN, None, None]
     compare = Compare(recording, {"a": given}, "0", [0])
     assert compare.rows[0]["answers"][0]["said"] == CLEAN
-    card(recording, recording.images, "0", 0, given).savefig(io.BytesIO())
+    card(recording, recording.images, "0", 0, given).figure.savefig(io.BytesIO())
     for page in (write_report(tmp_path / "r.html", recording, given, title=DIRTY, settings={"A": DIRTY}).read_text(encoding="utf-8"), compare.page()):
         assert CLEAN in page and not any(letter in page for letter in "\x1b\x00\x07\u202e")
 

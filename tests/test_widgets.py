@@ -159,7 +159,7 @@ def test_descriptions_that_do_not_fit_are_refused(recording, frame, error, words
 
 
 def test_card_shows_everything_as_plain_text(recording):
-    figure = card(recording, recording.images, "maps", 0, tiny_descriptions())
+    figure = card(recording, recording.images, "maps", 0, tiny_descriptions()).figure
     shown = evidence(recording, "maps", 0)
     written = texts(figure)
     assert {"maps", "unit 0", "CLIP-Dissect", "INVERT"} <= set(written)
@@ -173,7 +173,7 @@ def test_card_shows_everything_as_plain_text(recording):
 def test_nothing_on_the_card_is_clipped_or_overlaps(recording, layer, unit, k):
     long = pd.DataFrame([(layer, unit, "a very long description of many words " * 6, 0.1, "a method with a long name " * 3)],
                         columns=["layer", "unit", "description", "score", "method"])
-    figure = card(recording, recording.images, layer, unit, long, k=k)
+    figure = card(recording, recording.images, layer, unit, long, k=k).figure
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.texts if text.get_text()]
     width, height = figure.bbox.width, figure.bbox.height
@@ -182,10 +182,10 @@ def test_nothing_on_the_card_is_clipped_or_overlaps(recording, layer, unit, k):
 
 
 def test_a_card_says_by_which_pooling_it_ranks(both):
-    written = {pool: texts(card(both, both.images, "maps", 5, pool=pool)) for pool in (None, "max")}
+    written = {pool: texts(card(both, both.images, "maps", 5, pool=pool).figure) for pool in (None, "max")}
     assert "activations on all 60 images, pooled by mean" in written[None] and "activations on all 60 images, pooled by max" in written["max"]
     assert {readable_number(a) for a in evidence(both, "maps", 5, pool="max").activations} <= set(written["max"])
-    assert "activations on all 60 images" in texts(card(both, both.images, "vector", 5))
+    assert "activations on all 60 images" in texts(card(both, both.images, "vector", 5).figure)
 
 
 def test_pictures_have_one_size():

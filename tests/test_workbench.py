@@ -119,7 +119,7 @@ def test_a_pooling_is_recorded_when_it_is_asked_for(store, tmp_path):
 def test_card_and_browser_are_ranked_by_the_pooling_asked_for():
     bench = bench_of(pictures())
     for pool in ("mean", "max"):
-        assert any(f"pooled by {pool}" in text.get_text() for text in bench.card("0", 1, pool).texts)
+        assert any(f"pooled by {pool}" in text.get_text() for text in bench.card("0", 1, pool).figure.texts)
         view = bench.browse("0", pool)
         assert view.pool_on_view == pool and pool in view.pools["0"]
     assert bench.browse(pool="max").layer == "0" and bench.browse().pool_on_view == "mean"

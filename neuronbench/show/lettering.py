@@ -8,7 +8,7 @@ __all__ = ['TYPEFACES', 'Lettering']
 # %% ../../nbs/show/02_lettering.ipynb #let03
 import bisect
 
-from ..pictures import wrapped
+from ..pictures import one_line
 
 # %% ../../nbs/show/02_lettering.ipynb #32ea345a
 TYPEFACES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Hiragino Sans")
@@ -37,18 +37,30 @@ class Lettering:
         probe.remove()
         return pixels / self.figure.dpi
 
+    def fitting(self, text, room, size, ending="", **style):
+        """How many letters of the text fit in `room` inches with `ending` after them."""
+        most = min(len(text), int(5 * 72 * room / size) + 1)  # no letter is narrower than a fifth of its height
+        return max(bisect.bisect_right(range(most + 1), room, key=lambda n: self.width(text[:n] + ending, size, **style)) - 1, 0)
+
     def shortened(self, text, room, size, **style):
         """The text on one line, its end replaced by an ellipsis where it exceeds `room` inches."""
-        text = " ".join(str(text).split())
-        if self.width(text, size, **style) <= room:
+        text = one_line(text)
+        if self.fitting(text, room, size, **style) == len(text):
             return text
-        letters = bisect.bisect_right(range(len(text)), room, key=lambda n: self.width(text[:n] + "…", size, **style)) - 1
-        return text[: max(letters, 0)].rstrip() + "…"
+        return text[: self.fitting(text, room, size, "…", **style)].rstrip() + "…"
 
-    def lines(self, text, room, size, **style):
-        """The text broken into lines of at most `room` inches."""
-        for letters in range(160, 4, -2):
-            lines = wrapped(text, letters, lines=None).splitlines()
-            if max((self.width(line, size, **style) for line in lines), default=0) <= room:
-                break
-        return lines
+    def lines(self, text, room, size, most=None, **style):
+        """The text broken into lines of at most `room` inches; with `most`, the last of so many lines is shortened."""
+        rest, lines = one_line(text), []
+        while rest and len(lines) + 1 != most:
+            lines.append(self._first_line(rest, room, size, **style))
+            rest = rest[len(lines[-1]) :].lstrip()
+        return [*lines, self.shortened(rest, room, size, **style)] if rest else lines
+
+    def _first_line(self, text, room, size, **style):
+        """As many words of the text as fit; a part of the first if that is too wide."""
+        letters = max(self.fitting(text, room, size, **style), 1)
+        if letters == len(text):
+            return text
+        space = text.rfind(" ", 1, letters + 1)
+        return text[:letters] if space < 0 else text[:space]

@@ -203,7 +203,7 @@ class Browser(UnitList):
     def _repr_mimebundle_(self, **kwargs):
         bundle, metadata = super()._repr_mimebundle_(**kwargs)
         chosen = {"k": self.k, "opacity": self.opacity * self.show_map, "threshold": self.threshold, "pool": self.pool_on_view}
-        figure = card(self.recording, self.images, self.layer, self.unit, self.descriptions, **chosen)
+        figure = card(self.recording, self.images, self.layer, self.unit, self.descriptions, **chosen).figure
         return {**bundle, "image/png": base64.b64encode(small_png(figure)).decode()}, metadata
 
     def __repr__(self):
