@@ -104,7 +104,7 @@ def figure_png(
     figure,  # of matplotlib
 ) -> bytes:
     """The figure as the bytes of a PNG file, with the dpi it has."""
-    return _saved(lambda file: figure.savefig(file, format="png"))
+    return _saved(lambda file: figure.savefig(file, format="png", dpi=figure.dpi))  # unless told, matplotlib takes the dpi that it was made with
 
 
 def small_png(
