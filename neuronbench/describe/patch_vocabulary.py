@@ -29,6 +29,7 @@ from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
 from ..probe.exemplars import exemplars
+from ..probe.hooks import class_scores
 from ..probe.images import ProbingSet
 from ..probe.passes import first_readable
 from ..probe.seen import Seen
@@ -96,29 +97,23 @@ def patches(
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #f76eb609
 class _Whole(torch.nn.Module):
-    """A network as the only layer of another, so that its output is recorded like a layer's."""
+    """A network whose class scores are a layer, "scores", so that they are recorded like a layer's output."""
 
     def __init__(self, network):
         super().__init__()
-        self.network = network
+        self.network, self.scores = network, torch.nn.Identity()
 
     def forward(self, batch):
-        return self.network(batch)
+        return self.scores(class_scores(self.network(batch), len(batch), type(self.network).__name__))
 
 
 def _whole(recording):
-    """The recorded network as a target of one layer, "network", whose units are the classes. Errors: ValueError where it has no score for each named class."""
+    """The recorded network as a target of one layer, "scores", whose units are the classes. Errors: ValueError where it has no score for each named class."""
     target = recording.target
     if target.classes is None:
         raise ValueError("the vocabulary is made by class, and this target has no class names: give Target(..., classes=[...])")
-    whole, image = Target(_Whole(target.model), ["network"], target.preprocess, device=target.device), first_readable(recording.images, target.preprocess)
-    expected = "expected a network with class scores (images, classes), which detectors and segmentation networks do not have"
-    try:
-        layout = whole.decide(image)["network"]
-    except ValueError as error:
-        raise ValueError(f"{type(target.model).__name__} gives no class scores: {expected}") from error
-    if layout.kind != "vectors":
-        raise ValueError(f"{type(target.model).__name__} gives {layout}: {expected}")
+    whole = Target(_Whole(target.model), ["scores"], target.preprocess, device=target.device)
+    layout = whole.decide(first_readable(recording.images, target.preprocess))["scores"]
     if layout.units != len(target.classes):
         raise ValueError(f"the target has {len(target.classes)} class names, but its network has {layout.units} outputs")
     return whole
@@ -133,7 +128,7 @@ def predicted_classes(
     Errors: ValueError for a target without class names, with another number of them than its network has outputs, or whose network gives no class scores.
     """
     target, positions = recording.target, list(dict.fromkeys(int(position) for position in positions))
-    whole = LayerActivations(_whole(recording), "network")
+    whole = LayerActivations(_whole(recording), "scores")
     keys = [content_key("image", recording.fingerprint, position) for position in positions]
     some = ProbingSet(lambda number: recording.images.input(positions[number]), keys, str, display=recording.images.display)
     scores = whole(some, keys)

@@ -29,6 +29,7 @@ from ..probe.hooks import Hook, class_scores, one_at_a_time
 from ..probe.images import ProbingSet
 from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
+from ..probe.recording import Recording
 from ..probe.target import Target
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
@@ -326,8 +327,8 @@ class _Passes:
             return self.target.laid_out(partial(_scores, self.target), batch)
 
 
-def _alike(one, other):
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)
+def _alike(replayed, whole):
+    return torch.allclose(replayed, whole, rtol=1e-3, atol=1e-4 * float(whole.nan_to_num(0, 0, 0).abs().max()), equal_nan=True)
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #0e6a1932
 def _tallied(target, images, passes, count, on_bad_image, progress):
@@ -475,13 +476,13 @@ class DescribedDrops(Measure):
         true_of = self.has.loc[self.ablation.drops.columns].astype(bool)
         return true_of.loc[:, true_of.any() & ~true_of.all()]
 
-    def judged(self, descriptions, recording=None):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """Those of ablated units that tell classes apart."""
         first = first_descriptions(descriptions)
         ablated_units = (first.layer == self.ablation.layer) & first.unit.isin(self.ablation.drops.index)
         return first[ablated_units & first.description.isin(self.true_of.columns)].reset_index(drop=True)
 
-    def values(self, judged, recording=None):
+    def values(self, judged: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """The mean drops of the classes on either side."""
         drops, true_of = self.ablation.drops, self.true_of
         classes = [true_of[text].values for text in judged.description]

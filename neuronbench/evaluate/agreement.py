@@ -19,6 +19,7 @@ import pandas as pd
 from ..basics import check_columns, choose, name_list
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions
 from ..foundation.interfaces import SentenceModel
+from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr06
 def text_cosine(
@@ -95,10 +96,10 @@ def measured(
     some = np.flatnonzero([isinstance(text, str) and text.strip() != "" for text in said])
     values, said, true = np.zeros(len(said)), list(said), list(true)
     if len(some):
-        found = np.asarray(measure([said[place] for place in some], [true[place] for place in some]), float)
-        if found.shape != some.shape:
-            raise ValueError(f"a measure gave an array of the shape {found.shape} for {len(some)} pairs of texts: expected a number for each pair, ({len(some)},)")
-        values[some] = found
+        numbers = np.asarray(measure([said[place] for place in some], [true[place] for place in some]), float)
+        if numbers.shape != some.shape:
+            raise ValueError(f"a measure gave an array of the shape {numbers.shape} for {len(some)} pairs of texts: expected a number for each pair, ({len(some)},)")
+        values[some] = numbers
     return values
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr09
@@ -128,7 +129,7 @@ def annotation_truths(
 
 def _alike(vectors):
     """The largest cosine of two of several normalised vectors; -1 of fewer than two."""
-    return max((float(vectors[one] @ vectors[other]) for one, other in combinations(range(len(vectors)), 2)), default=-1.0)
+    return max((float(vectors[first] @ vectors[second]) for first, second in combinations(range(len(vectors)), 2)), default=-1.0)
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr12
 @dataclass(frozen=True, eq=False)
@@ -160,7 +161,7 @@ class Agreement(Measure):
         """{name: 0}: who says nothing agrees with nothing."""
         return dict.fromkeys(self.chosen, 0.0)
 
-    def judged(self, descriptions, recording=None):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """The first description of each unit whose meaning is known, missing ones included, and what the baseline says of the same units."""
         first = first_descriptions(descriptions)
         known = self.truths[["layer", "unit"]].drop_duplicates()
@@ -172,7 +173,7 @@ class Agreement(Measure):
             first = pd.concat([first, units.assign(description=self.baseline, method=CONSTANT + self.baseline)], ignore_index=True)
         return first.merge(known)
 
-    def values(self, judged, recording=None):
+    def values(self, judged: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """Of several truths of a unit, `several` says what counts."""
         pairs = judged.merge(self.truths[["layer", "unit", "truth"]], on=["layer", "unit"])
         compared = pairs.assign(**{name: measured(measure, pairs.description, pairs.truth) for name, measure in self.chosen.items()})

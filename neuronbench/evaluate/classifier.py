@@ -15,6 +15,7 @@ from ..basics import check_columns, name_list
 from .agreement import text_cosine
 from .measure import Measure
 from ..foundation.interfaces import SentenceModel
+from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
 def check_models(
@@ -65,7 +66,7 @@ class ClassDetection(Measure):
         check_columns(self.labels, (), "labels")
         check_models(self.models)
 
-    def judged(self, descriptions, recording):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording) -> pd.DataFrame:
         """Those of units that are finite on all images."""
         given = super().judged(descriptions, recording)
         if len(self.labels) != len(recording.images):
@@ -73,7 +74,7 @@ class ClassDetection(Measure):
         finite = [bool(np.isfinite(self._activations(row, recording)).all()) for row in given.itertuples()]
         return given[np.array(finite, bool)].reset_index(drop=True)
 
-    def values(self, judged, recording):
+    def values(self, judged: pd.DataFrame, recording: Recording) -> pd.DataFrame:
         """One row for each class and each of its nearest units."""
         near = nearest_units(judged, list(self.labels.columns), self.models)
         return near.assign(**{"class AUROC": [_auroc(self._activations(row, recording), self.labels[row[2]].values) for row in near.itertuples()]})

@@ -84,7 +84,7 @@ class Connections(Measure):
         counts = tuple(recording[layer].sizes["unit"] for layer in (self.first, self.second))
         return joining_weights(recording.target.model, self.second, counts, self.positions, recording.layouts[self.first].unit_axis > 1)
 
-    def values(self, judged, recording):
+    def values(self, judged: pd.DataFrame, recording: Recording) -> pd.DataFrame:
         """Each method by itself, as its words are compared with its own."""
         weights = self.weights(recording)
         return pd.concat([self._of_method(method, rows, weights) for method, rows in judged.groupby("method", sort=False)], ignore_index=True)

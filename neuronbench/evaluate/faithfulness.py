@@ -13,6 +13,7 @@ import pandas as pd
 
 from .measure import Measure, prompted
 from ..foundation.interfaces import ImageTextModel
+from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/05_faithfulness.ipynb #fai06
 UNTOLD = dict.fromkeys(("Pearson", "Spearman", "top against random"), np.nan)  # the scores of what cannot be predicted
@@ -57,7 +58,7 @@ class Faithfulness(Measure):
     def __post_init__(self):
         prompted(self.prompt, "")
 
-    def values(self, judged, recording):
+    def values(self, judged: pd.DataFrame, recording: Recording) -> pd.DataFrame:
         """How well each image fits each description is told once for all units that have it."""
         texts, images = list(dict.fromkeys(judged.description)), recording[judged.layer[0]].image.values
         if len(images) < self.seen + 2 * self.top:

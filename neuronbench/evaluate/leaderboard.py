@@ -119,11 +119,11 @@ class Right(Measure):
     name = "right"
     gives = {"right": 0.0}
 
-    def judged(self, descriptions, recording=None):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """Silence counts, as wrong."""
         return first_descriptions(descriptions)
 
-    def values(self, judged, recording=None):
+    def values(self, judged: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """The units of known meaning, marked."""
         return self.marked(judged).astype({"right": float})
 
@@ -135,11 +135,11 @@ class Described(Measure):
     name = "described"
     gives = {"described": 0.0}
 
-    def judged(self, descriptions, recording=None):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """Silence counts, as it is what is measured."""
         return first_descriptions(descriptions)
 
-    def values(self, judged, recording=None):
+    def values(self, judged: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """Whether there is a text."""
         return judged.assign(described=judged.description.notna().astype(float))
 
@@ -151,12 +151,12 @@ class Seconds(Measure):
     name = "seconds"
     gives = {"seconds": 0.0}
 
-    def judged(self, descriptions, recording=None):
+    def judged(self, descriptions: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """The rows with their time. Errors: those of `check_columns`."""
         check_columns(descriptions, (*ROW, "description", "seconds"), "timed descriptions")
         return descriptions.drop_duplicates([*ROW])[[*ROW, "description", "seconds"]]
 
-    def values(self, judged, recording=None):
+    def values(self, judged: pd.DataFrame, recording: Recording | None = None) -> pd.DataFrame:
         """The time as it stands."""
         return judged
 
@@ -251,12 +251,12 @@ def plot_leaderboard(
     figure = new_figure(11, 1 + 0.28 * len(order), dpi=80)
     axes = figure.subplots(1, len(UNIT_KINDS), sharey=True)
     for axis, kind in zip(axes, UNIT_KINDS):
-        own = board[board.kind == kind]
-        means = own.pivot(index="method", columns="measure", values="mean").loc[order]
+        rows = board[board.kind == kind]
+        means = rows.pivot(index="method", columns="measure", values="mean").loc[order]
         axis.barh(range(len(order)), means["right"], color="#a9c79d", label="right")
         for name in means.columns.intersection(list(_MARKS), sort=False):
             axis.plot(means[name], range(len(order)), _MARKS[name], markersize=4, alpha=0.8, label=name)
-        axis.set(xlim=(-0.15, 1.05), title=f"{kind} ({own.units.iloc[0]} units)")
+        axis.set(xlim=(-0.15, 1.05), title=f"{kind} ({rows.units.iloc[0]} units)")
         axis.title.set_fontsize(9)
         axis.tick_params(labelsize=7)
     axes[0].set_yticks(range(len(order)), order, parse_math=False)

@@ -108,7 +108,7 @@ def _long(table, measure):
     rows = table.melt([*ROW, *further], [*measure.gives], "measure", "value").astype({"value": float})
     return rows[[*ROW, "measure", "value", *further]]
 
-
+# %% ../../nbs/evaluate/02_measure.ipynb #mea12r
 def measure_fault(
     kind: object,  # what is said to be a measure
 ) -> str:

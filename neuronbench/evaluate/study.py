@@ -140,8 +140,8 @@ class Study(KeptStudy):
             rows = database.execute("""SELECT rater.name, layer, unit, method, text, option.id, ratings, best, at FROM answer JOIN rater ON rater.id = answer.rater
                 JOIN task USING (rater, place) JOIN question ON question.id = task.question JOIN option ON option.question = question.id
                 JOIN source ON source.option = option.id WHERE complete ORDER BY at, answer.rater, answer.place, source.rowid""").fetchall()
-        found = [(*row[:5], json.loads(row[6])[str(row[5])], row[5] == row[7], row[8]) for row in rows]
-        return pd.DataFrame(found, columns=["rater", "layer", "unit", "method", "description", "rating", "best", "at"])
+        responses = [(*row[:5], json.loads(row[6])[str(row[5])], row[5] == row[7], row[8]) for row in rows]
+        return pd.DataFrame(responses, columns=["rater", "layer", "unit", "method", "description", "rating", "best", "at"])
 
 # %% ../../nbs/evaluate/09_study.ipynb #stu21a
 _RESPONSE = ["rater", "layer", "unit"]
@@ -242,11 +242,11 @@ def read_responses(
         table = pd.read_csv(path)
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise ValueError(f"{Path(path).name} is no CSV in UTF-8 ({str(error).strip()}): expected the columns {', '.join(_NAMES)}") from error
-    found = {ours: next((name for name in names if name in table), None) for ours, names in _NAMES.items()}
-    lacking = [ours for ours, name in found.items() if name is None]
+    columns = {ours: next((name for name in names if name in table), None) for ours, names in _NAMES.items()}
+    lacking = [ours for ours, name in columns.items() if name is None]
     if lacking:
         raise ValueError(f"{Path(path).name} has the columns {', '.join(table.columns)}; expected {', '.join(_NAMES)}; not found: {', '.join(lacking)}")
-    table = table.rename(columns={name: ours for ours, name in found.items()})
+    table = table.rename(columns={name: ours for ours, name in columns.items()})
     wrong = table[~table.rating.isin(range(1, 6))]
     if len(wrong):
         raise ValueError(f"{Path(path).name}: {len(wrong)} ratings are not whole numbers from 1 to 5, the first is {wrong.rating.iloc[0]!r}")

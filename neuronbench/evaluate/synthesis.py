@@ -16,6 +16,7 @@ from ..describe.describe_and_dissect.selection import Studio
 from .measure import Measure, prompted
 from ..foundation.interfaces import TextToImageModel
 from ..probe.activations import LayerActivations
+from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/04_synthesis.ipynb #syn06
 def auc(
@@ -65,7 +66,7 @@ class Synthesis(Measure):
     def __post_init__(self):
         prompted(self.prompt, "")
 
-    def values(self, judged, recording):
+    def values(self, judged: pd.DataFrame, recording: Recording) -> pd.DataFrame:
         """Layer by layer, as painted images are looked at by one layer at a time."""
         return pd.concat([self._of_layer(layer, rows, recording) for layer, rows in judged.groupby("layer", sort=False)], ignore_index=True)
 
