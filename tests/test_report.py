@@ -21,7 +21,7 @@ def described(*rows):
 def test_the_page_is_whole_and_escaped(recording, tmp_path):  # noqa: F811
     table = described((0, HOSTILE, "A"), (1, "</article><b>x", HOSTILE), (2, None, "A"))
     comparison = pd.DataFrame({"measure": [HOSTILE], "method": ["A"], "units": [2], "mean": [0.5], "low": [np.nan], "high": [np.nan]})
-    failures = [{"layer": "0", "unit": 2, "step": "look", "reason": HOSTILE}]
+    failures = [{"layer": "0", "unit": 2, "method": HOSTILE, "step": "look", "reason": HOSTILE}]
     page = write_report(tmp_path / "r.html", recording, table, comparison, failures, {HOSTILE: HOSTILE}, title=HOSTILE).read_text()
     assert page.count("<article") == 3 == page.count("</article>") and "<img src=x" not in page and "&lt;img src=x" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:image/)", page) and "default-src 'none'" in page
@@ -91,7 +91,7 @@ def test_what_cannot_be_reported(recording, tmp_path):  # noqa: F811
         write_report(tmp_path / "r.html", recording, described())
     told = described((0, "red", "A"))
     for options, error, sentence in (({"comparison": told}, ValueError, "missing: measure, units, mean, low, high"), ({"settings": "k=8"}, TypeError, "settings are texts by the names"),
-                                     ({"failures": "none"}, TypeError, "failures are a list of dicts"), ({"failures": [{"layer": "0"}]}, TypeError, "keys layer, unit, step, reason")):
+                                     ({"failures": "none"}, TypeError, "failures are a list of dicts"), ({"failures": [{"layer": "0"}]}, TypeError, "keys layer, unit, method, step, reason")):
         with pytest.raises(error, match=sentence):
             write_report(tmp_path / "r.html", recording, **{"descriptions": told, **options})
     with pytest.raises(IndexError, match="99"):

@@ -74,7 +74,7 @@ def _recorded(recording):
     return "\n".join([*lines, f"{recording.images!r}, fingerprint {recording.images.fingerprint}"])
 
 # %% ../../nbs/show/04_report.ipynb #rep12
-_FAILURE = "layer", "unit", "step", "reason"
+_FAILURE = "layer", "unit", "method", "step", "reason"
 
 
 def write_report(
@@ -82,7 +82,7 @@ def write_report(
     recording,  # Recording
     descriptions: pd.DataFrame,  # columns layer, unit, description, score, method: the units to show
     comparison: pd.DataFrame | None = None,  # columns measure, method, units, mean, low, high, from `summary`
-    failures=(),  # dicts layer, unit, step, reason, such as `.attrs["failures"]` of descriptions
+    failures=(),  # dicts layer, unit, method, step, reason, such as `.attrs["failures"]` of descriptions
     settings: dict | None = None,  # {name of a section: text}, such as the settings of each method
     title: str = "What single neurons respond to",
     k: int = 8,  # exemplars of each unit
