@@ -13,13 +13,26 @@ BROKEN = {"lost": "no_such_module:Method", "wrong": "json:dumps", "half": "mean_
 HALF = "from dataclasses import dataclass\nimport neuronbench as nb\n@dataclass(frozen=True)\nclass Half(nb.Method):\n    name, label = 'half', 'Half'\n"
 TAKEN = HALF.replace("Half", "Taken").replace("'half', 'Taken'", "'invert', 'Taken'") + "    def traces(self, recording, layer, units, watch=None):\n        return []\n"
 
+BREVITY = """
+from dataclasses import dataclass
+import neuronbench as nb
+
+@dataclass(frozen=True, eq=False)
+class Brevity(nb.Measure):
+    name = "brevity"
+    gives = {"brevity": 0.0}
+
+    def values(self, judged, recording):
+        return judged.assign(brevity=[1 / len(text.split()) for text in judged.description])
+"""
+
 
 def wheel(folder, name, files, entry_points):
     """A wheel with these files {path: text} and entry points, without any build tool."""
     info = f"{name}-0.1.dist-info"
     files = files | {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n", f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[neuronbench.methods]\n" + "".join(f"{key} = {value}\n" for key, value in entry_points.items())}
+        f"{info}/entry_points.txt": "".join(f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items()) for group, entries in entry_points.items())}
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
     path = folder / f"{name}-0.1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -37,8 +50,8 @@ def installed(folder, *wheels):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugged")
-    good = wheel(folder, "mean_colour", {"mean_colour.py": SOURCE.read_text()}, {"mean-colour": "mean_colour:MeanColour"})
-    broken = wheel(folder, "broken_methods", {"mean_colour_half.py": HALF, "mean_colour_taken.py": TAKEN}, BROKEN)
+    good = wheel(folder, "mean_colour", {"mean_colour.py": SOURCE.read_text(), "brevity.py": BREVITY}, {"neuronbench.methods": {"mean-colour": "mean_colour:MeanColour"}, "neuronbench.measures": {"brevity": "brevity:Brevity"}})
+    broken = wheel(folder, "broken_methods", {"mean_colour_half.py": HALF, "mean_colour_taken.py": TAKEN}, {"neuronbench.methods": BROKEN})
     return installed(folder / "site", good, broken)
 
 
@@ -64,19 +77,21 @@ units = world.truth.unit[world.truth.layer == "layer3"].tolist()
 rows = bench.describe("layer3", "mean-colour", units=units, exemplars=5)
 
 from neuronbench.widgets.compare import Compare
-compare = Compare(world.recording, {"theirs": bench.method("mean-colour"), "ours": bench.method("invert", length=1)}, "layer3", truth=world.truth)
-compare.units = str(units[0])
+compare = Compare(world.recording, {"theirs": bench.method("mean-colour"), "ours": bench.method("invert", length=1)}, "layer3", units[:1], truth=world.truth)
 compare.run()
-compare.work.wait(60)
+compare.work.wait(240)
 
-from neuronbench.evaluate.leaderboard import leaderboard, world_methods
-board = leaderboard(world, methods=world_methods(world, ["mean-colour"]), painted=2)
+from neuronbench.evaluate.leaderboard import leaderboard, world_measures, world_methods
+measures = world_measures(world)
+board = leaderboard(world, methods=world_methods(world, ["mean-colour"]), measures={name: measures[name] for name in ("right", "brevity")})
+assert "mean-colour" in world_methods(world)
 report = bench.report(FOLDER + "/report.html").read_text() if FOLDER else ""
 print(json.dumps({
     "names": names, "warnings": [str(warning.message) for warning in said], "methods": rows.method.unique().tolist(), "described": int(rows.description.notna().sum()),
     "missing": bench.methods().set_index("name").missing["mean-colour"], "trace": repr(bench.method("mean-colour").trace(world.recording, "layer3", units[0])),
     "compared": compare.rows[0]["answers"][0]["said"], "code": compare.code, "board": board[board.measure == "right"].method.unique().tolist(),
-    "right": float(board[(board.measure == "right") & (board.method == "mean-colour")]["mean"].max()), "reported": "Mean colour" in report}))
+    "right": float(board[(board.measure == "right") & (board.method == "mean-colour")]["mean"].max()), "reported": "Mean colour" in report,
+    "brevity": float(board[(board.measure == "brevity") & (board.method == "mean-colour")]["mean"].min())}))
 """
 
 
@@ -93,6 +108,10 @@ def test_it_is_found_and_describes(said):
 def test_it_is_compared_reported_and_judged(said):
     assert said["compared"] in ("red", "orange", "yellow", "green", "blue", "black", "white")
     assert said["reported"] and "mean-colour" in said["board"] and 0 < said["right"] < 1
+
+
+def test_a_measure_of_somebody_elses_is_in_the_leaderboard(said):
+    assert said["brevity"] == 1
 
 
 def test_broken_ones_are_each_named_in_a_sentence(said):
