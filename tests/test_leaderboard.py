@@ -1,5 +1,7 @@
 """The leaderboard: known answers give known tables, failures count as wrong and are kept, and what does not fit is refused in one sentence."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronbench.describe.descriptions import describe_frame
-from neuronbench.describe.method import METHODS
+from neuronbench.describe.method import METHODS, Method, Trace, needs
 from neuronbench.embedded.world import World
 from neuronbench.evaluate.agreement import measured, text_cosine
 from neuronbench.evaluate.leaderboard import (SAME, TRUTH, UNIT_KINDS, VARIANTS, answer_values, leaderboard, plot_leaderboard, summed_up, unit_answers, wide_table,
@@ -147,3 +149,33 @@ def test_a_recording_of_other_images_is_refused(here):
     other = World(scenes=30)
     with pytest.raises(ValueError, match="images"):
         leaderboard(here, record(other.target, other.images, progress=False), world_methods(here, ["invert"]))
+
+
+@pytest.fixture
+def installed_methods(monkeypatch):
+    """The methods, to which a test may add its own; gone after it."""
+    len(METHODS)
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+
+
+def naive(name, traces, **needed):
+    """A method of somebody else's."""
+    members = {"name": name, "label": name.title(), "traces": traces, "__module__": "somebody_else", "__annotations__": dict.fromkeys(needed, object), **needed}
+    return dataclass(frozen=True, eq=False)(type(name.title(), (Method,), members))
+
+
+def test_a_method_that_somebody_installs_is_on_the_leaderboard_and_a_failing_one_costs_only_itself(here, recording, installed_methods):
+    def says(self, recording, layer, units, watch=None):
+        return [Trace(recording, layer, int(unit), labels=((self.concepts[0], 1.0),)) for unit in units]
+
+    def fails(self, recording, layer, units, watch=None):
+        raise ZeroDivisionError("by nothing")
+
+    naive("parrot", says, concepts=needs()), naive("broken", fails), naive("wanting", says, segmenter=needs())
+    methods = world_methods(here)
+    assert {"parrot", "broken"} <= set(methods) and "wanting" not in methods and set(VARIANTS) <= set(methods) and list(methods) == sorted(methods) and len(methods) == 8 + len(VARIANTS) + 2
+    with pytest.raises(ValueError, match="wanting needs segmenter"):
+        world_methods(here, ["wanting"])
+    with pytest.warns(UserWarning, match="the method 'broken' is left out: it raised ZeroDivisionError: by nothing"):
+        answers = unit_answers(here, recording, {name: methods[name] for name in ("parrot", "broken")})
+    assert set(answers.method) == {"parrot", TRUTH, SAME} and (answers[answers.method == "parrot"].description == here.concepts[0]).all()

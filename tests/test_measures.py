@@ -110,7 +110,7 @@ def test_a_measure_of_another_package_that_fails_is_left_out_of_the_leaderboard(
         def values(self, judged, recording):
             raise ZeroDivisionError("by nothing")
 
-    with pytest.warns(UserWarning, match="the measure 'failing' is left out of the leaderboard: it raised ZeroDivisionError: by nothing"):
+    with pytest.warns(UserWarning, match="the measure 'failing' is left out: it raised ZeroDivisionError: by nothing"):
         board = leaderboard(here, recording, {}, {"described": MEASURES["described"](), "failing": Failing()})
     assert set(board.measure) == {"described"}
 
@@ -140,3 +140,15 @@ def test_measures_are_supplied_by_the_names_of_what_they_need():
     supplied = supplied_measures({"clip": "a clip", "models": ["a clip"], "labels": pd.DataFrame()}, {"faithfulness": {"top": 7}})
     assert {"faithfulness", "class-detection", "described", "seconds"} <= set(supplied) and not {"synthesis", "agreement", "connections", "right"} & set(supplied)
     assert supplied["faithfulness"].clip == "a clip" and supplied["faithfulness"].top == 7 and supplied["faithfulness"].seen == 15
+
+
+def test_a_measure_of_another_package_that_cannot_be_made_costs_only_itself(installed):
+    code = SHORT.replace("    def values", "    def __post_init__(self):\n        raise LookupError('no dictionary')\n\n    def values")
+    installed("brevity_without_words", code, brevity="brevity_without_words:Brevity")
+    with pytest.warns(UserWarning, match="the measure 'brevity' is left out: it raised LookupError: no dictionary"):
+        assert list(supplied_measures({"truths": pd.DataFrame(columns=["layer", "unit", "truth"])})) == ["agreement", "described", "seconds"]
+
+
+def test_a_fault_of_our_own_is_no_warning():
+    with pytest.raises(TypeError):
+        supplied_measures({"truths": "no table"})

@@ -8,7 +8,6 @@ __all__ = ['VARIANTS', 'UNIT_KINDS', 'TRUTH', 'SAME', 'world_methods', 'unit_ans
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board02c
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from ..basics import check_columns, choose, name_list
 from ..describe.method import METHODS, Method, check_needs, needs_of, supplied
 from ..embedded.world import World, world_tools
 from .agreement import text_cosine
-from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, summary, supplied_measures
+from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, spared, summary, supplied_measures
 from ..foundation.interfaces import SentenceModel
 from ..pictures import new_figure
 from ..probe.recording import Recording, record
@@ -41,14 +40,20 @@ def world_methods(
 
     Errors: TypeError for names that are no list; KeyError that names the nearest method; ValueError for a method asked for whose needs the world has not.
     """
-    if names is None:
-        names = [name for name in sorted([*METHODS, *VARIANTS]) if _can_supply(world, name)]
-    return {name: _world_method(world, choose(name, [*METHODS, *VARIANTS], "method")) for name in name_list(names, "methods")}
+    known = sorted([*METHODS, *VARIANTS])
+    if names is not None:
+        return {name: _world_method(world, choose(name, known, "method")) for name in name_list(names, "methods")}
+    methods = {name: spared(f"the method {name!r}", METHODS[_of_variant(name)], lambda: _world_method(world, name)) for name in known if _can_supply(world, name)}
+    return {name: method for name, method in methods.items() if method is not None}
+
+
+def _of_variant(name):
+    """The name of the method that a name stands for."""
+    return name.split()[0] if name in VARIANTS else name
 
 
 def _world_method(world, name):
-    settings = VARIANTS[name](world) if name in VARIANTS else {}
-    kind = name.split()[0] if name in VARIANTS else name
+    kind, settings = _of_variant(name), VARIANTS[name](world) if name in VARIANTS else {}
     return supplied(kind, world_tools(world, needs_of(METHODS[kind])), world.target, world.images, **settings)
 
 
@@ -78,7 +83,7 @@ def unit_answers(
     """
     if not isinstance(methods, dict):
         raise TypeError(f"methods are given by name, as `world_methods(world, names)` gives them, not as {methods!r:.80}")
-    runs = [run for name, method in methods.items() for run in _told(f"the method {name!r}", method, lambda: _runs(world, recording, name, method)) or ()]
+    runs = [run for name, method in methods.items() for run in spared(f"the method {name!r}", type(method), lambda: _runs(world, recording, name, method)) or ()]
     known = world.truth[["layer", "unit", "description"]].assign(score=1.0, seconds=0.0)
     table = world.marked(pd.concat([*(rows for rows, _ in runs), known.assign(method=TRUTH), known.assign(method=SAME, description=BASELINE)], ignore_index=True))
     table.attrs["failures"] = [failure for _, failures in runs for failure in failures]
@@ -98,16 +103,6 @@ def _run(world, recording, name, method, layer):
     best = described.drop_duplicates("unit").set_index("unit")[["description", "score"]].reindex(units).reset_index()
     failures = [{**failure, "method": name} for failure in described.attrs.get("failures", [])]
     return best.assign(layer=layer, method=name, seconds=seconds), failures
-
-
-def _told(what, thing, call):
-    """What `call()` gives; None, and a warning, where code of another package fails: it must not cost what the others have computed."""
-    try:
-        return call()
-    except Exception as error:
-        if type(thing).__module__.startswith("neuronbench."):
-            raise
-        warnings.warn(f"{what} is left out of the leaderboard: it raised {type(error).__name__}: {error}", stacklevel=3)
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board08c
 @dataclass(frozen=True, eq=False)
@@ -191,7 +186,7 @@ def answer_values(
     A measure of another package that fails is left out, and a warning says why. Errors: those of `check_columns` and of the measures of this package.
     """
     check_columns(answers, (*ROW, "description", "kind", "seconds"), "answers")
-    parts = [_told(f"the measure {name!r}", measure, lambda: _filled(measure, measure(answers, recording), answers)) for name, measure in measures.items()]
+    parts = [spared(f"the measure {name!r}", type(measure), lambda: _filled(measure, measure(answers, recording), answers)) for name, measure in measures.items()]
     return pd.concat([part for part in parts if part is not None], ignore_index=True)
 
 

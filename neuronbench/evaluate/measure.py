@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROW', 'MEASURES', 'BASELINE', 'CONSTANT', 'first_descriptions', 'described_units', 'Measure', 'measure_fault',
-           'supplied_measures', 'prompted', 'summary', 'plot_comparison', 'constant_wins', 'paired_tests']
+           'spared', 'supplied_measures', 'prompted', 'summary', 'plot_comparison', 'constant_wins', 'paired_tests']
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea02
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import combinations
@@ -129,13 +130,33 @@ def measure_fault(
 MEASURES = Registry("measure", "neuronbench.measures", "neuronbench.evaluate", measure_fault)
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea14c
+def spared(
+    what: str,  # for the warning, such as "the measure 'brevity'"
+    owner: type,  # the class whose code is called
+    call: Callable[[], object],
+) -> object:
+    """What `call()` gives; None, and a warning, where code of another package fails: it must not cost what the others have computed. Errors: those of this package's code."""
+    try:
+        return call()
+    except Exception as error:
+        if f"{owner.__module__}.".startswith("neuronbench."):
+            raise
+        warnings.warn(f"{what} is left out: it raised {type(error).__name__}: {error}", stacklevel=3)
+
+
 def supplied_measures(
     held: dict,  # {name of a field: what there is for it}, such as {"painter": ..., "truths": ...}
     settings: dict | None = None,  # {name of a measure: {field: value}}, for those that should not have their defaults
 ) -> dict[str, Measure]:
-    """{name: measure} of all registered measures for which there is what they need. Errors: those of the measures."""
-    needs = {name: [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING] for name, kind in MEASURES.items()}
-    return {name: MEASURES[name](**{need: held[need] for need in needed} | (settings or {}).get(name, {})) for name, needed in needs.items() if held.keys() >= set(needed)}
+    """{name: measure} of all registered measures for which there is what they need. Errors: those of the measures of this package."""
+    supplied = {name: spared(f"the measure {name!r}", kind, lambda: _supplied(kind, held, (settings or {}).get(name, {}))) for name, kind in MEASURES.items()}
+    return {name: measure for name, measure in supplied.items() if measure is not None}
+
+
+def _supplied(kind, held, settings):
+    """A measure with what it needs; None if that is not there."""
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    return kind(**{need: held[need] for need in needed} | settings) if held.keys() >= set(needed) else None
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea16
 def prompted(
