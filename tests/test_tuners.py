@@ -19,6 +19,7 @@ from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.describe.describe_and_dissect.prompts import Prompts, examples_from
 from neuronbench.describe.describe_and_dissect.reasons import reason, score_columns
 from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
+from neuronbench.describe.method import Method, Trace
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
 from neuronbench.probe.exemplars import exemplars
@@ -648,7 +649,7 @@ def test_the_pictures_are_those_of_the_pooling_asked_for(both, recording):
     ask(compare, "pictures", layer="maps", units=[5], pool=None)
     largest, mean = (buffers for _, buffers in compare.sent)
     assert [content["pool"] for content, _ in compare.sent] == ["max", None] and largest != mean
-    assert largest == [compare._thumbnail(i) for i in both.top("maps", 5, 5, "max").image]
+    assert largest == [compare.thumbnail(i) for i in both.top("maps", 5, 5, "max").image]
     assert "pooled by max" in compare.page() and compare.code.endswith(", pool='max')")
     compare.layer = "vector"
     assert "pooled by" not in compare.page() and "pool" not in Compare(both, {"a": tiny_descriptions()}, "maps", [5]).code
@@ -704,6 +705,40 @@ def test_the_code_of_the_comparison_makes_the_same_table(compare, recording):
     code = Compare(recording, {"tuned": method}, "maps", [3]).code
     names = executed(code, recording=recording, captioner=method.captioner, chat=method.chat, painter=method.painter, clip=method.clip)
     assert names["compare"].methods["tuned"].beta == 2 and names["compare"].units == [3]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plain(Method):
+    """A method that somebody else wrote: it says which half of the units a unit is in, and nothing of unit 5."""
+
+    name, label = "plain", "Plain"
+    word: str = "half"
+
+    def traces(self, recording, layer, units, watch=None):
+        middle = recording[layer].sizes["unit"] / 2
+        return [Trace(recording, layer, unit, [(f"{self.word} {'first' if unit < middle else 'second'}", 1.0)], reason="it is unit five" if unit == 5 else "") for unit in units]
+
+
+def test_a_method_that_somebody_else_wrote_is_compared_as_ours_are(recording):
+    truth = pd.DataFrame({"layer": "maps", "unit": [3, 30], "description": ["First halves", "first half"]})
+    tuner = listen(Compare(recording, {"plain": Plain(), "worded": Plain("piece"), "fake": fake_method()}, "maps", [3, 5, 30], truth=truth))
+    assert [row["answers"][0]["reason"] for row in tuner.rows] == ["not run yet"] * 3
+    run(tuner)
+    assert tuner.message == "" and [row["answers"][0]["said"] for row in tuner.rows] == ["half first", None, "half second"]
+    assert [row["answers"][0]["right"] for row in tuner.rows] == [True, None, False] and tuner.rows[1]["answers"][0]["reason"] == "it is unit five (describe)"
+    assert "from test_tuners import Plain" in tuner.code and "Plain(word='piece')" in tuner.code and "half first" in tuner.page()
+    exec(compile(tuner.code, "code", "exec"), {"recording": recording, "truth": truth, **{name: getattr(tuner.methods["fake"], name) for name in ("captioner", "chat", "painter", "clip")}})
+
+
+def test_a_selection_stands_for_its_method(recording):
+    selection = Selection(recording, "maps", 3, Plain())
+    tuner = listen(Compare(recording, {"before": Plain(), "now": selection}, units=[3, 30], selection=selection))
+    run(tuner)
+    assert not any(row["disagree"] for row in tuner.rows)
+    selection.method = Plain("piece")
+    assert [row["answers"][1]["reason"] for row in tuner.rows] == ["not run yet"] * 2 and [row["answers"][0]["said"] for row in tuner.rows] == ["half first", "half second"]
+    run(tuner)
+    assert [row["answers"][1]["said"] for row in tuner.rows] == ["piece first", "piece second"] and all(row["disagree"] for row in tuner.rows)
 
 
 # all of them

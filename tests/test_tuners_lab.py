@@ -114,7 +114,7 @@ def test_crops_are_redrawn_while_the_threshold_is_dragged(page):
     wait_for_python(page, f"bench.method.crops.threshold == {level}")
     code = """import json
 from neuronbench.widgets.crops_tuner import page_steps
-best = bench.crops._best()
+best = bench.crops.best
 print(json.dumps([len(one.boxes) for one in page_steps(best.maps[0], bench.crops.settings, 60)]))"""
     expected = json.loads(kernel_says(page, code))
     assert part.locator(".nb-exemplar").evaluate_all("all => all.map(one => one.querySelectorAll('.nb-crop').length)") == expected
@@ -189,7 +189,7 @@ def test_a_run_is_visible_and_can_be_stopped(page):
     wait_for_python(page, "bench.unit == 7")  # the kernel answers meanwhile
     part.screenshot(path=ARTIFACTS / "tuner_running.png")
     part.get_by_role("button", name="Stop").click()
-    wait_for_python(page, "bench.prompts.work._stopping.is_set()")
+    wait_for_python(page, "bench.prompts.work._watch.stopping.is_set()")
     kernel_says(page, "gate.set()")
     part.get_by_text("Stopped at captions").wait_for()
     page.wait_for_function(IDLE)

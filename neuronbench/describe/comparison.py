@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..basics import clean_text
 from .descriptions import COLUMNS
+from .method import Trace
 from ..words import SameMeaning, same_meaning
 
 # %% ../../nbs/describe/02_comparison.ipynb #cmpare07
@@ -115,8 +116,8 @@ def word_changes(
 
 # %% ../../nbs/describe/02_comparison.ipynb #cmpare32
 def answer_change(
-    before,  # trace under the saved settings
-    after,  # trace under the edited ones
+    before: Trace,  # under the saved settings
+    after: Trace,  # under the edited ones
     truth: str | None,  # the known meaning
     same: SameMeaning = same_meaning,
 ) -> dict:

@@ -20,10 +20,11 @@ from ..describe.comparison import best_descriptions
 from ..describe.descriptions import COLUMNS, guarded, replaced
 from ..pictures import jpeg, small_png
 from ..probe.layout import POOLINGS
-from ..probe.recording import same_images
+from ..probe.images import ProbingSet
+from ..probe.recording import Recording, same_images
 from ..probe.seen import Seen
 from ..show.card import card
-from ..show.evidence import choose_unit, evidence, fitted, map_colours, names_of, pooling_of
+from ..show.evidence import Evidence, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 from .files import bundled, joined
 from .still import WithStill
 from .turns import TakesTurns
@@ -71,8 +72,8 @@ def _said_of(table, unit, words):
 
 # %% ../../nbs/widgets/02_browser.ipynb #28d51545
 def unit_message(
-    shown,  # Evidence
-    images,  # ProbingSet
+    shown: Evidence,
+    images: ProbingSet,
     pictures: list,  # of bytes, JPEG files of the exemplars
 ) -> tuple:
     """(content, buffers) of the message about one unit: content holds numbers and text, buffers the maps and the pictures."""
@@ -113,7 +114,7 @@ class BrowserState(TakesTurns, WithStill, anywidget.AnyWidget):
     colours = traitlets.Bytes(map_colours().tobytes(), help="The RGB colour of each of the 256 map values.").tag(sync=True)
 
 # %% ../../nbs/widgets/02_browser.ipynb #031a9738
-def check_descriptions(descriptions, recording) -> pd.DataFrame:
+def check_descriptions(descriptions: pd.DataFrame | None, recording: Recording) -> pd.DataFrame:
     """The five columns of `descriptions`, for the layers of the recording. Errors: ValueError; IndexError for a missing unit."""
     descriptions = pd.DataFrame(columns=COLUMNS) if descriptions is None else descriptions
     missing = [name for name in COLUMNS if name not in descriptions.columns]
@@ -128,7 +129,7 @@ def check_descriptions(descriptions, recording) -> pd.DataFrame:
 class UnitList(BrowserState):
     """The units of a layer with their descriptions, in the order asked for, and the pins."""
 
-    def __init__(self, recording, layer, descriptions, pool=None):
+    def __init__(self, recording: Recording, layer: str | None, descriptions: pd.DataFrame | None, pool: str | None = None):
         self.recording, self.descriptions = recording, check_descriptions(descriptions, recording)
         layer = choose(layer or recording.layers[-1], recording.layers, "layer")
         pools = {one: list(recording.pools[one]) if pooling_of(recording, one) else [] for one in recording.layers}
@@ -164,7 +165,7 @@ class UnitList(BrowserState):
 class Browser(UnitList):
     """A view of the units of a recording; made by `browse`."""
 
-    def __init__(self, recording, images, layer=None, descriptions=None, pool=None):
+    def __init__(self, recording: Recording, images: ProbingSet, layer: str | None = None, descriptions: pd.DataFrame | None = None, pool: str | None = None):
         self.images = same_images(recording, images)
         seen = Seen(images, recording.target)
         self._picture = functools.lru_cache(4096)(lambda i: jpeg(fitted(seen[i])))
@@ -211,8 +212,8 @@ class Browser(UnitList):
 
 # %% ../../nbs/widgets/02_browser.ipynb #68020d0d
 def browse(
-    recording,  # Recording
-    images,  # the ProbingSet that was recorded
+    recording: Recording,
+    images: ProbingSet,  # that was recorded
     layer: str | None = None,  # name of a recorded layer; the deepest if not given
     descriptions: pd.DataFrame | None = None,  # columns layer, unit, description, score, method; of one or several methods
     pool: str | None = None,  # recorded pooling to rank by; the layer's default if None

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'BOXES', 'FIELDS', 'page_steps', 'steps_message', 'exemplars_message', 'crops_figure', 'CropsState',
-           'CropsEditor', 'CropsTuner']
+           'CropsEditor', 'CropsPicture', 'CropsTuner']
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #5c0f0f8f
 import base64
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import traitlets
 
 from ..pictures import jpeg, new_figure, picture_axes, show_picture, small_png
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
-from ..probe.exemplars import exemplars
+from ..probe.exemplars import Exemplars, exemplars
+from ..probe.recording import Recording
 from ..probe.seen import Seen
 from ..show.evidence import map_colours, names_of, pooling_of
 from .files import bundled, joined
@@ -52,9 +54,9 @@ def steps_message(
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #eee98d08
 def exemplars_message(
-    recording,
-    best,  # Exemplars of one unit
-    picture,  # callable: position in the probing set -> bytes of a JPEG file
+    recording: Recording,
+    best: Exemplars,  # of one unit
+    picture: Callable,  # position in the probing set -> bytes of a JPEG file
     key: str,
     pool: str | None = None,  # the pooling that ranks them; None for a layer of vectors
 ) -> tuple:
@@ -110,7 +112,7 @@ class CropsEditor(CropsState):
 
     pool = traitlets.Unicode(None, allow_none=True, help="The recorded pooling that ranks the exemplars; each layer's default if None.")
 
-    def __init__(self, recording, layer: str | None, unit: int, settings: CropSettings, pool: str | None, selection: Selection | None):
+    def __init__(self, recording: Recording, layer: str | None, unit: int, settings: CropSettings, pool: str | None, selection: Selection | None):
         super().__init__(recording, layer, unit, selection, pool=pool, **{name: getattr(settings, name) for name in FIELDS})
         self.observe(self._set_method, FIELDS)
         self.selection.observe(self._follow_method, "method")
@@ -142,7 +144,36 @@ class CropsEditor(CropsState):
         self.draw()
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #cropdr02
-class CropsTuner(CropsEditor):
+class CropsPicture(CropsEditor):
+    """The exemplars of the unit with the steps of their crops, and a still picture of them."""
+
+    def __init__(self, recording: Recording, layer: str | None, unit: int, settings: CropSettings, k: int, side: int, pool: str | None, selection: Selection | None):
+        pooling_of(recording, selection.layer if selection else layer or recording.layers[-1], pool)
+        seen = Seen(recording.images, recording.target)
+        self.resized = lambda i: seen[i].resize((side, side))
+        self.picture = functools.lru_cache(4096)(lambda i: jpeg(self.resized(i)))
+        self._ranked = functools.lru_cache(64)(lambda layer, unit, pool: exemplars(recording, layer, units=[unit], k=k, pool=pool))
+        self.side = side
+        super().__init__(recording, layer, unit, settings, pool, selection)
+
+    @property
+    def best(self):
+        """The `Exemplars` of the unit."""
+        return self._ranked(self.layer, self.unit, self.pool)
+
+    def steps(self) -> list:
+        """The `CropSteps` of each exemplar; empty where the layer has no maps."""
+        best = self.best
+        return [] if best.maps is None else page_steps(best.maps[0][best.images[0] >= 0], self.settings, self.side)
+
+    def still(self) -> dict:
+        """The page as a PNG file."""
+        pictures = [self.resized(int(i)) for i in self.best.images[0] if i >= 0]
+        figure = crops_figure(pictures, self.steps() or [None] * len(pictures), f"{self.layer} unit {self.unit}")
+        return {"image/png": base64.b64encode(small_png(figure)).decode()}
+
+# %% ../../nbs/widgets/05_crops_tuner.ipynb #cropdr04
+class CropsTuner(CropsPicture):
     """A view of a unit's exemplars with their attention crops; `settings` are the CropSettings on view.
 
     `CropsTuner(recording, "layer4", 7)`. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are.
@@ -150,7 +181,7 @@ class CropsTuner(CropsEditor):
 
     def __init__(
         self,
-        recording,
+        recording: Recording,
         layer: str | None = None,  # the deepest if None
         unit: int = 0,
         settings: CropSettings = CropSettings(),
@@ -159,19 +190,14 @@ class CropsTuner(CropsEditor):
         pool: str | None = None,
         selection: Selection | None = None,  # to share; its layer and unit come first
     ):
-        pooling_of(recording, selection.layer if selection else layer or recording.layers[-1], pool)
-        seen = Seen(recording.images, recording.target)
-        self._resized = lambda i: seen[i].resize((side, side))
-        self._picture = functools.lru_cache(4096)(lambda i: jpeg(self._resized(i)))
-        self._ranked = functools.lru_cache(64)(lambda layer, unit, pool: exemplars(recording, layer, units=[unit], k=k, pool=pool))
-        self._side, self._maps_on_view = side, None
-        super().__init__(recording, layer, unit, settings, pool, selection)
+        self._maps_on_view = None
+        super().__init__(recording, layer, unit, settings, k, side, pool, selection)
         self.observe(lambda change: self.draw(), "pool")
         self._write_code()
 
     def redraw(self):
         with self.telling():
-            self.send(*exemplars_message(self.recording, self._best(), self._picture, self._key(), pooling_of(self.recording, self.layer, self.pool)))
+            self.send(*exemplars_message(self.recording, self.best, self.picture, self._key(), pooling_of(self.recording, self.layer, self.pool)))
             self._maps_on_view = None
             self._send_steps()
 
@@ -184,25 +210,11 @@ class CropsTuner(CropsEditor):
         self._write_code()
 
     def _send_steps(self):
-        best = self._best()
-        if best.maps is not None:
+        if self.best.maps is not None:
             on_view = self.layer, self.unit, self.pool, self.upsampling
-            self.send(*steps_message(self._steps(best), self._key(), on_view != self._maps_on_view))
+            self.send(*steps_message(self.steps(), self._key(), on_view != self._maps_on_view))
             self._maps_on_view = on_view
         self.message = ""
-
-    def still(self) -> dict:
-        """The page as a PNG file."""
-        best = self._best()
-        pictures = [self._resized(int(i)) for i in best.images[0] if i >= 0]
-        steps = [None] * len(pictures) if best.maps is None else self._steps(best)
-        return {"image/png": base64.b64encode(small_png(crops_figure(pictures, steps, f"{self.layer} unit {self.unit}"))).decode()}
-
-    def _best(self):
-        return self._ranked(self.layer, self.unit, self.pool)
-
-    def _steps(self, best):
-        return page_steps(best.maps[0][best.images[0] >= 0], self.settings, self._side)
 
     def _key(self):
         return f"{self.layer} {self.unit} {' '.join(str(getattr(self, name)) for name in FIELDS)}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIVEN', 'TEXTS', 'FIELDS', 'spoken_usage', 'version_path', 'PromptsState', 'PromptsEditor', 'shown_texts',
-           'PromptVersions', 'PromptsCost', 'PromptsTuner', 'spent_sentence', 'still_table']
+           'PromptVersions', 'PromptsCost', 'PromptsRun', 'PromptsTuner', 'spent_sentence', 'still_table']
 
 # %% ../../nbs/widgets/06_prompts_tuner.ipynb #ecc603e5
 import dataclasses
@@ -12,6 +12,7 @@ import html
 import re
 from pathlib import Path
 
+import pandas as pd
 import traitlets
 
 from ..basics import choose
@@ -19,6 +20,7 @@ from ..describe.comparison import answer_change, changes_summary, truth_of
 from ..describe.describe_and_dissect.method import DescribeAndDissect
 from ..describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts, examples_text, typed_prompts
 from ..foundation.chat import Usage
+from ..probe.recording import Recording
 from .files import bundled, joined
 from .selection import Selection
 from .tuner import MethodTuner, chosen_numbers, method_call
@@ -40,7 +42,7 @@ GIVEN = "as given"  # the prompts of the method that the tuner was opened with
 
 
 def version_path(
-    folder,  # of the versions
+    folder: str | Path,  # of the versions
     name: str,
 ) -> Path:
     """The file of a version. Errors: ValueError for what is no name."""
@@ -84,7 +86,7 @@ FIELDS = ("prompts", "temperature", "candidates", "chat")
 class PromptsEditor(PromptsState):
     """What is typed, as a method: `method` is the method with what is set, `saved` the one it is compared with."""
 
-    def __init__(self, method: DescribeAndDissect, recording, layer: str | None, unit: int, chats: dict | None, selection: Selection | None):
+    def __init__(self, method: DescribeAndDissect, recording: Recording, layer: str | None, unit: int, chats: dict | None, selection: Selection | None):
         self.saved = method
         self.models = {**({} if method.chat in (chats or {}).values() else {method.chat.name: method.chat}), **(chats or {})}
         super().__init__(method, recording, layer, unit, selection, chats=list(self.models), **self._fields(method))
@@ -135,7 +137,7 @@ def shown_texts(prompts: Prompts) -> dict[str, str]:
 class PromptVersions(PromptsEditor):
     """The editor with the saved versions of its prompts in a folder."""
 
-    def __init__(self, method: DescribeAndDissect, recording, layer: str | None, unit: int, chats: dict | None, folder, selection: Selection | None):
+    def __init__(self, method: DescribeAndDissect, recording: Recording, layer: str | None, unit: int, chats: dict | None, folder: str | Path, selection: Selection | None):
         self.folder, self._given = Path(folder), method.prompts
         super().__init__(method, recording, layer, unit, chats, selection)
         self._list_versions()
@@ -165,7 +167,7 @@ class PromptVersions(PromptsEditor):
 class PromptsCost(PromptVersions):
     """The editor with the units that are chosen and what a run on them would cost; `estimating` is what counts it."""
 
-    def __init__(self, method: DescribeAndDissect, recording, layer: str | None, unit: int, chats: dict | None, folder, selection: Selection | None):
+    def __init__(self, method: DescribeAndDissect, recording: Recording, layer: str | None, unit: int, chats: dict | None, folder: str | Path, selection: Selection | None):
         self._captions = {}  # {what they depend on: captions of a unit}
         self.estimating = Later(self._estimate)
         super().__init__(method, recording, layer, unit, chats, folder, selection)
@@ -217,39 +219,10 @@ class PromptsCost(PromptVersions):
                 self.countable, self.estimate = None in captions, estimate
 
 # %% ../../nbs/widgets/06_prompts_tuner.ipynb #prorun02
-class PromptsTuner(PromptsCost):
-    """A view of prompts and of what they change; `method` is the method with what is set.
+class PromptsRun(PromptsCost):
+    """The editor with what a run says under the saved and the edited settings. `truth`: DataFrame layer, unit, description of known meanings, or None; `same` marks answers by it."""
 
-    `PromptsTuner(method, recording, "layer4", 7)`. Errors: KeyError names the nearest layer, IndexError the units there are.
-    """
-
-    def __init__(
-        self,
-        method: DescribeAndDissect,
-        recording,
-        layer: str | None = None,  # the deepest if None
-        unit: int = 0,
-        chats: dict | None = None,  # {name: chat model} to choose from
-        truth=None,  # DataFrame layer, unit, description of known meanings
-        folder="prompts",  # of the versions
-        same: SameMeaning = same_meaning,  # the rule that marks answers by the truth
-        selection: Selection | None = None,  # to share; its layer, unit and method come first
-    ):
-        self.truth, self.same = truth, same
-        super().__init__(method, recording, layer, unit, chats, folder, selection)
-        self.actions |= {"ask": self._wake, "run": self.run, "count": self.count, "save": self._save, "load": self._load}
-
-    def _wake(self):
-        self.redraw()
-        self.send({"kind": "awake"})  # all else is a trait: this tells the view that a kernel answers
-
-    def _save(self, name):
-        self.save(name.strip())
-        self.message = f"Saved as {version_path(self.folder, self.version)}"
-
-    def _load(self, name):
-        self.load(name)
-        self.message = ""
+    truth, same = None, same_meaning
 
     def count(self):
         """Caption the images of the chosen units, in the background, so that tokens can be counted before any is sent."""
@@ -280,6 +253,41 @@ class PromptsTuner(PromptsCost):
             if self.method is edited:
                 self.selection.keep(after)
         self.keep_captions(keys, after)
+
+# %% ../../nbs/widgets/06_prompts_tuner.ipynb #prorun04
+class PromptsTuner(PromptsRun):
+    """A view of prompts and of what they change; `method` is the method with what is set.
+
+    `PromptsTuner(method, recording, "layer4", 7)`. Errors: KeyError names the nearest layer, IndexError the units there are.
+    """
+
+    def __init__(
+        self,
+        method: DescribeAndDissect,
+        recording: Recording,
+        layer: str | None = None,  # the deepest if None
+        unit: int = 0,
+        chats: dict | None = None,  # {name: chat model} to choose from
+        truth: pd.DataFrame | None = None,  # layer, unit, description of known meanings
+        folder: str | Path = "prompts",  # of the versions
+        same: SameMeaning = same_meaning,  # the rule that marks answers by the truth
+        selection: Selection | None = None,  # to share; its layer, unit and method come first
+    ):
+        self.truth, self.same = truth, same
+        super().__init__(method, recording, layer, unit, chats, folder, selection)
+        self.actions |= {"ask": self._wake, "run": self.run, "count": self.count, "save": self._save, "load": self._load}
+
+    def _wake(self):
+        self.redraw()
+        self.send({"kind": "awake"})  # all else is a trait: this tells the view that a kernel answers
+
+    def _save(self, name):
+        self.save(name.strip())
+        self.message = f"Saved as {version_path(self.folder, self.version)}"
+
+    def _load(self, name):
+        self.load(name)
+        self.message = ""
 
     def still(self) -> dict:
         """The table, for a notebook that is read without its kernel."""

@@ -79,7 +79,7 @@ class Rating(anywidget.AnyWidget):
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat10
 def rating_page(
-    folder,  # of the study
+    folder: str | Path,  # of the study
     query: str,  # of the page's address, such as "rater=..."
 ):
     """The `Rating` of the rater whom a link belongs to, or a sentence that says what is wrong with it."""
@@ -98,7 +98,7 @@ rating_page(os.environ["NEURONBENCH_STUDY"], os.environ.get("QUERY_STRING", ""))
 
 # %% ../../nbs/widgets/10_rating.ipynb #rat13
 def serve(
-    folder,  # of the study
+    folder: str | Path,  # of the study
     host: str = "127.0.0.1",  # of this machine; another address shows the study to others
     port: int = 8866,
     processes: int = 64,  # pages that may be open at a time, each with a process of 75 MB

@@ -89,7 +89,7 @@ _PAGES = 2  # of a rater, each with a process
 class Refused(HTTPError):
     """Why a request is not answered, as a sentence for the person who made it."""
 
-    def __init__(self, status, sentence):
+    def __init__(self, status: int, sentence: str):
         super().__init__(status)
         self.sentence = sentence
 
@@ -126,7 +126,7 @@ class RaterProcesses(AsyncMappingKernelManager):
             raise Refused(429, "this link is being opened already: wait a moment, then reload this page")
         return same[0]
 
-    def remove_kernel(self, kernel_id):
+    def remove_kernel(self, kernel_id: str):
         self._links.pop(kernel_id, None)
         return super().remove_kernel(kernel_id)
 
@@ -147,7 +147,7 @@ class OwnNamesOnly:
             raise Refused(403, f"this server does not answer to the name {request.host!r}: use the link as it was sent")
         await ensure_async(super().prepare())
 
-    def write_error(self, status_code, **given):
+    def write_error(self, status_code: int, **given):
         error = given.get("exc_info", (None, None))[1]
         if isinstance(error, Refused):
             self.set_header("Content-Type", "text/html; charset=utf-8")

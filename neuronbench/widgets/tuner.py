@@ -15,6 +15,7 @@ import traitlets
 
 from ..basics import choose
 from ..describe.method import Method
+from ..probe.recording import Recording
 from ..show.evidence import choose_unit
 from .selection import Selection
 from .still import WithStill
@@ -23,7 +24,7 @@ from .work import Work
 
 # %% ../../nbs/widgets/04_tuner.ipynb #9d5c1c4c
 def written(
-    value,  # a setting: plain, a dataclass, a function, or a model
+    value: object,  # a setting: plain, a dataclass, a function, or a model
     name: str = "",  # of the variable that stands for a model
     indent: int = 0,  # spaces in front of the lines after the first
     names: dict | None = None,  # {id of a model: the expression that stands for it}, where that is not the name of its field
@@ -79,7 +80,7 @@ def _enclosed(start, parts, end, indent, between=","):
 
 # %% ../../nbs/widgets/04_tuner.ipynb #d107d633
 def imports(
-    *values,  # dataclasses of settings
+    *values: object,  # dataclasses of settings
 ) -> str:
     """The import lines that `written` needs for these values, sorted; a class that was written in a cell needs none."""
     kinds = {kind for value in values for kind in _kinds(value) if kind.__module__ != "__main__"}
@@ -97,9 +98,9 @@ def _kinds(value):
 
 # %% ../../nbs/widgets/04_tuner.ipynb #1e49943a
 def method_call(
-    method,  # a method with what is set
+    method: Method,  # with what is set
     layer: str,
-    units: list,  # numbers of units
+    units: list[int],
     names: dict | None = None,  # {id of a model: the expression that stands for it}
 ) -> str:
     """The code that makes the method and calls it; `recording` and the models are names of the caller's variables."""
@@ -110,7 +111,7 @@ def method_call(
 def chosen_numbers(
     text: str,  # such as "3, 5-9"
     count: int,  # units of the layer
-) -> list:
+) -> list[int]:
     """The numbers, each once. Errors: ValueError that says what is wrong."""
     numbers = []
     for part in filter(None, re.split(r"[,;\s]+", text.strip())):
@@ -143,7 +144,7 @@ class UnitView(TunerState):
 
     on_view = traitlets.Bool(True, help="Whether a person sees the view.")
 
-    def __init__(self, recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
         self.recording, self.selection, self.stale = recording, selection or Selection(recording, layer, unit), False
         layer, unit = self._place = self.selection.layer, self.selection.unit
         super().__init__(layers=list(recording.layers), layer=layer, unit_count=recording[layer].sizes["unit"], unit=unit, **traits)
@@ -196,7 +197,7 @@ class UnitView(TunerState):
 class Tuner(UnitView):
     """A view of one unit with controls; the parent of every tuner, whose own files come after tuner.css, and import tuner.mjs."""
 
-    def __init__(self, recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
         self.model_names = {}  # see `written`
         self.work = Work(self._show_run, self._show_message)
         self.actions = {"ask": self.redraw, "stop": self.work.stop}  # a new view asks for what is no trait
@@ -237,7 +238,7 @@ class Tuner(UnitView):
 class MethodTuner(Tuner):
     """A tuner of a method: that of its selection, with what is set. `changed_method` is what a subclass does when it is another."""
 
-    def __init__(self, method: Method, recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, method: Method, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
         super().__init__(recording, selection=selection or Selection(recording, layer, unit, method), **traits)
         self.selection.observe(lambda change: self.changed_method(), "method")
 

@@ -7,6 +7,7 @@ __all__ = ['TABS', 'TunersBar', 'Tuners', 'tune']
 
 # %% ../../nbs/widgets/09_tuners.ipynb #a054a947
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import ipywidgets
 import pandas as pd
@@ -41,7 +42,8 @@ class TunersBar(Tuner):
 class Tuners(TakesTurns, ipywidgets.VBox):
     """All tuners of one unit; made by `tune`. `method` is the method with what is set in all of them; `layer`, `unit` and `method` can be set, here and in `selection`."""
 
-    def __init__(self, method, recording, layer, unit, truth=None, chats=None, scorings=None, folder="prompts", same: SameMeaning = same_meaning):
+    def __init__(self, method: DescribeAndDissect, recording: Recording, layer: str | None, unit: int, truth: pd.DataFrame | None = None, chats: dict | None = None,
+                 scorings: Iterable[Callable] | None = None, folder: str | Path = "prompts", same: SameMeaning = same_meaning):
         self.selection = Selection(recording, layer, unit, method)
         share, settings = {"selection": self.selection}, {} if method.crops is None else {"settings": method.crops}
         self.crops = CropsTuner(recording, **settings, k=method.exemplars, side=method.image_size, pool=method.pool, **share)
@@ -106,7 +108,7 @@ def tune(
     truth: pd.DataFrame | None = None,  # with layer, unit, description: known meanings to mark answers by
     chats: dict | None = None,  # {name: chat model} to choose from, beside the method's own
     scorings: Iterable[Callable] | None = None,  # scoring functions of one's own, shown beside the built-in four
-    folder="prompts",  # of the saved prompts
+    folder: str | Path = "prompts",  # of the saved prompts
     same: SameMeaning = same_meaning,  # the rule that marks answers by the truth
 ) -> Tuners:
     """All tuners of one unit as one workbench. Errors: KeyError names the nearest layer or the recorded poolings, IndexError the units there are, ValueError for other images."""

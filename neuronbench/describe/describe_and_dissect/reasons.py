@@ -13,6 +13,7 @@ import numpy as np
 
 from ...basics import readable_number
 from .prompts import Prompts
+from ..method import Method
 from .scoring import candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
 from ...probe.crops import CropSettings
 
@@ -115,8 +116,8 @@ RESCORED = ("scoring", "beta", "t", "labels", "images_per_candidate")  # fields 
 
 
 def same_steps(
-    method,  # DescribeAndDissect, or None
-    other,
+    method: Method | None,
+    other: Method | None,
 ) -> bool:
     """Whether two methods take the same steps up to the painted images, so that a trace of one can be scored as the other's."""
     return type(method) is type(other) and (method is None or _upstream(method) == _upstream(other))
