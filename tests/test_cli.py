@@ -70,7 +70,7 @@ def test_wrong_input_ends_in_one_sentence(arguments, sentence, capsys):
 def test_doctor_tells_versions_and_that_the_hub_is_off():
     done = run("doctor")
     assert done.returncode == 0, done.stderr
-    assert f"torch            {torch.__version__.split('+')[0]}" in done.stdout and "HF_HUB_OFFLINE" in done.stdout
+    assert f"{'torch':<22}{torch.__version__.split('+')[0]}" in done.stdout and "HF_HUB_OFFLINE" in done.stdout
 
 
 def test_lessons_are_copied_once_and_never_overwritten(tmp_path):

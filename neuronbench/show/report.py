@@ -7,7 +7,6 @@ __all__ = ['unit_strip', 'versions', 'method_settings', 'write_report']
 
 # %% ../../nbs/show/04_report.ipynb #rep02
 import re
-import sys
 from dataclasses import fields
 from datetime import date
 from importlib import metadata
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from ..basics import check_columns, clean_text, content_key, readable_number, replacing
+from ..basics import check_columns, clean_text, content_key, readable_number, replacing, versions_of
 from ..describe.comparison import best_descriptions, clean_descriptions
 from ..evaluate.measure import constant_wins, plot_comparison
 from ..pictures import data_url, figure_png, jpeg
@@ -43,13 +42,9 @@ def unit_strip(
     return strip
 
 # %% ../../nbs/show/04_report.ipynb #rep09
-_LIBRARIES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "sentence-transformers", "numpy", "pandas", "scipy", "scikit-learn")
-
-
 def versions() -> str:
     """Python's version and those of the libraries that take part, one in a line."""
-    lines = [f"python {sys.version.split()[0]} on {sys.platform}"]
-    return "\n".join(lines + [f"{name} {metadata.version(name)}" for name in _LIBRARIES])
+    return "\n".join(f"{name} {version}" for name, version in versions_of().items())
 
 
 def method_settings(
@@ -72,6 +67,57 @@ def _recorded(recording):
     pools = "; ".join(f"{layer} by {', '.join(pool)}" for layer, pool in recording.pools.items())
     lines = [repr(recording), f"pooled: {pools}; fingerprint {recording.fingerprint}", repr(recording.target), f"preprocessing {preprocess}"]
     return "\n".join([*lines, f"{recording.images!r}, fingerprint {recording.images.fingerprint}"])
+
+# %% ../../nbs/show/04_report.ipynb #rep21
+def _summary(recording, descriptions):
+    layers = ", ".join(f"{layer} ({rows.unit.nunique()} units)" for layer, rows in descriptions.groupby("layer", sort=False))
+    bad = len(recording.bad_images)
+    images = f"{len(recording.images)}" + (f", {bad} of which could not be read" if bad else "")
+    return [("images", images), ("layers", layers), ("methods", ", ".join(descriptions.method.unique()))]
+
+
+def _by_method(descriptions):
+    """Rows layer, method, units, described, different descriptions, the most frequent one."""
+    rows = []
+    for (layer, method), own in clean_descriptions(descriptions).groupby(["layer", "method"], sort=False):
+        first = own.drop_duplicates("unit").description
+        said = first.dropna().value_counts()
+        often = f"{said.index[0]} ({said.iloc[0]} of {len(first)})" if len(said) else ""
+        rows.append((layer, method, len(first), f"{first.notna().mean():.0%}", len(said), often))
+    return rows
+
+# %% ../../nbs/show/04_report.ipynb #rep24
+def _compared(comparison):
+    interval = lambda row: "–" if np.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+    return [(row.measure, row.method, row.units, f"{row.mean:.3f}", interval(row)) for row in comparison.itertuples()]
+
+
+def _constants(comparison):
+    """Sentences on the methods that a constant beats."""
+    return [f"By {row.measure}, \u201c{row.said}\u201d, said of every unit, gets {row.mean:.3f}. No better than that: {', '.join(row.methods)}. So this measure shows nothing for them."
+            for row in constant_wins(comparison).itertuples()]
+
+# %% ../../nbs/show/04_report.ipynb #rep26
+def _shown_units(recording, layer, rows, best, k, quantile, pool):
+    """What the page shows of each unit of a layer, a few units at a time."""
+    units = sorted(rows.unit.unique())
+    for start in range(0, len(units), 32):
+        for regions in exemplar_regions(recording, layer, units[start : start + 32], k, quantile, _SIDE, pool):
+            yield _shown_unit(regions, best[(best.layer == layer) & (best.unit == regions.unit)])
+
+
+def _shown_unit(regions, said):
+    strip = unit_strip(regions) if len(regions.pictures) else None
+    rows = [(row.method, row.description, readable_number(row.score)) for row in said.itertuples()]
+    find = " ".join([regions.layer, str(regions.unit), *said.description]).lower()
+    size = {"strip": data_url(jpeg(strip, quality=82)), "width": strip.width, "height": strip.height} if strip else {"strip": ""}
+    return {"layer": regions.layer, "unit": regions.unit, "rows": rows, "find": find, **size}
+
+
+def _pooled(recording, descriptions, pool):
+    """Which pooling ranks the exemplars of each layer, as text; empty where all are vectors."""
+    pools = {layer: pooling_of(recording, layer, pool) for layer, _ in descriptions.groupby("layer", sort=False)}
+    return ", ".join(f"{layer} by {name}" for layer, name in pools.items() if name)
 
 # %% ../../nbs/show/04_report.ipynb #rep12
 _FAILURE = "layer", "unit", "method", "step", "reason"
@@ -107,7 +153,7 @@ def write_report(
     told = {"recording": _recorded(recording), **(settings or {}), "versions": versions()}
     page = _template().render(
         title=title, written=f"NeuronBench {metadata.version('neuronbench')}, {date.today().isoformat()}", summary=_summary(recording, descriptions),
-        described=_by_method(descriptions), failures=[tuple(one[name] for name in _FAILURE) for one in failures],
+        described=_by_method(descriptions), failures=[tuple(failure[name] for name in _FAILURE) for failure in failures],
         units=shown, settings=list(told.items()), k=k, quantile=quantile, pooled=_pooled(recording, descriptions, pool), **parts)
     with replacing(path) as unfinished:
         unfinished.write_text(clean_text(page), encoding="utf-8")
@@ -117,60 +163,9 @@ def write_report(
 def _check_told(failures, settings):
     if not isinstance(settings, dict):
         raise TypeError(f"settings are texts by the names of their sections, not {settings!r:.80}")
-    if not isinstance(failures, (list, tuple)) or not all(isinstance(one, dict) and one.keys() >= set(_FAILURE) for one in failures):
+    if not isinstance(failures, (list, tuple)) or not all(isinstance(failure, dict) and failure.keys() >= set(_FAILURE) for failure in failures):
         raise TypeError(f"failures are a list of dicts with the keys {', '.join(_FAILURE)}, not {failures!r:.80}")
 
 
 def _template():
     return page_template("report.html")
-
-# %% ../../nbs/show/04_report.ipynb #rep14
-def _summary(recording, descriptions):
-    layers = ", ".join(f"{layer} ({rows.unit.nunique()} units)" for layer, rows in descriptions.groupby("layer", sort=False))
-    bad = len(recording.bad_images)
-    images = f"{len(recording.images)}" + (f", {bad} of which could not be read" if bad else "")
-    return [("images", images), ("layers", layers), ("methods", ", ".join(descriptions.method.unique()))]
-
-
-def _by_method(descriptions):
-    """Rows layer, method, units, described, different descriptions, the most frequent one."""
-    rows = []
-    for (layer, method), own in clean_descriptions(descriptions).groupby(["layer", "method"], sort=False):
-        first = own.drop_duplicates("unit").description
-        said = first.dropna().value_counts()
-        often = f"{said.index[0]} ({said.iloc[0]} of {len(first)})" if len(said) else ""
-        rows.append((layer, method, len(first), f"{first.notna().mean():.0%}", len(said), often))
-    return rows
-
-
-def _compared(comparison):
-    interval = lambda row: "–" if np.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}"
-    return [(row.measure, row.method, row.units, f"{row.mean:.3f}", interval(row)) for row in comparison.itertuples()]
-
-
-def _constants(comparison):
-    """Sentences on the methods that a constant beats."""
-    return [f"By {row.measure}, \u201c{row.said}\u201d, said of every unit, gets {row.mean:.3f}. No better than that: {', '.join(row.methods)}. So this measure shows nothing for them."
-            for row in constant_wins(comparison).itertuples()]
-
-
-def _pooled(recording, descriptions, pool):
-    """Which pooling ranks the exemplars of each layer, as text; empty where all are vectors."""
-    pools = {layer: pooling_of(recording, layer, pool) for layer, _ in descriptions.groupby("layer", sort=False)}
-    return ", ".join(f"{layer} by {name}" for layer, name in pools.items() if name)
-
-
-def _shown_units(recording, layer, rows, best, k, quantile, pool):
-    """What the page shows of each unit of a layer, a few units at a time."""
-    units = sorted(rows.unit.unique())
-    for start in range(0, len(units), 32):
-        for regions in exemplar_regions(recording, layer, units[start : start + 32], k, quantile, _SIDE, pool):
-            yield _shown_unit(regions, best[(best.layer == layer) & (best.unit == regions.unit)])
-
-
-def _shown_unit(regions, said):
-    strip = unit_strip(regions) if len(regions.pictures) else None
-    rows = [(row.method, row.description, readable_number(row.score)) for row in said.itertuples()]
-    find = " ".join([regions.layer, str(regions.unit), *said.description]).lower()
-    size = {"strip": data_url(jpeg(strip, quality=82)), "width": strip.width, "height": strip.height} if strip else {"strip": ""}
-    return {"layer": regions.layer, "unit": regions.unit, "rows": rows, "find": find, **size}
