@@ -47,7 +47,8 @@ def stub(root=ROOT):
 def public_names(package):
     """{name: module} as the package's table says, without importing it."""
     assigned = [node for node in ast.parse((package / "__init__.py").read_text()).body if isinstance(node, ast.Assign)]
-    return next((ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "_MODULE_OF"), {})
+    names = next((ast.literal_eval(node.value) for node in assigned if node.targets[0].id == "_NAMES"), {})
+    return {name: module for module, of_module in names.items() for name in of_module.split()}
 
 
 def defined_names(path):

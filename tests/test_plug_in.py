@@ -63,7 +63,7 @@ def ran(environment, *command, status=0):
 
 def test_the_method_has_twenty_lines():
     lines = [line for line in SOURCE.read_text().split('"""', 2)[2].splitlines() if line.strip()]
-    assert len(lines) <= 22  # with imports and the table of colours
+    assert len(lines) <= 23  # seven of them imports and the table of colours
 
 
 CODE = """

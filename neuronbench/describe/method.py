@@ -35,6 +35,22 @@ class Label(NamedTuple):
     text: str
     score: float  # the method's own; NaN where it has none
 
+
+def _label(trace, given):
+    """A label from a pair. Errors: TypeError."""
+    try:
+        text, score = given
+        return Label(_text(text), float(score))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a label of unit {trace.unit} of {trace.layer!r} is {given!r:.80}: expected a text that is not empty, and a number, NaN where there is no score") from error
+
+
+def _text(given):
+    """A text as it may be shown. Errors: TypeError for what is none, or empty."""
+    if not isinstance(given, str) or not (text := clean_text(given).strip()):
+        raise TypeError(given)
+    return text
+
 # %% ../../nbs/describe/02_method.ipynb #methd009
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace:
@@ -86,22 +102,6 @@ class Trace:
     def __repr__(self) -> str:
         outcome = f"no description: {self.reason}" if self.reason else repr(self.description)
         return f"{type(self).__name__} of unit {self.unit} of {self.layer!r}: {outcome}"
-
-
-def _label(trace, given):
-    """A label from a pair. Errors: TypeError."""
-    try:
-        text, score = given
-        return Label(_text(text), float(score))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"a label of unit {trace.unit} of {trace.layer!r} is {given!r:.80}: expected a text that is not empty, and a number, NaN where there is no score") from error
-
-
-def _text(given):
-    """A text as it may be shown. Errors: TypeError for what is none, or empty."""
-    if not isinstance(given, str) or not (text := clean_text(given).strip()):
-        raise TypeError(given)
-    return text
 
 # %% ../../nbs/describe/02_method.ipynb #methd011
 def plot_evidence(

@@ -5,7 +5,10 @@ import numpy as np
 
 import neuronbench as nb
 
-COLOURS = {"red": (206, 52, 46), "orange": (238, 140, 40), "yellow": (244, 208, 63), "green": (64, 148, 74), "blue": (48, 96, 190), "black": (42, 42, 48), "white": (240, 240, 236)}
+COLOURS = {
+    "red": (206, 52, 46), "orange": (238, 140, 40), "yellow": (244, 208, 63), "green": (64, 148, 74), "blue": (48, 96, 190),
+    "black": (42, 42, 48), "white": (240, 240, 236),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +23,10 @@ class MeanColour(nb.Method):
         return [self.trace_of(recording, layer, unit) for unit in units]
 
     def trace_of(self, recording, layer, unit):
-        images = [recording.images[image].resize((32, 32)) for image in recording.top(layer, unit, self.exemplars, self.pool).image]
-        if not images:
-            return nb.Trace(recording, layer, unit, reason="the unit is finite on no image", step="exemplars", pool=self.pool)
-        mean = np.mean([np.asarray(image) for image in images], axis=(0, 1, 2))
+        top = recording.top(layer, unit, self.exemplars, self.pool).image
+        if top.empty:
+            return nb.Trace(recording, layer, unit, reason="the unit is finite on no image", step="exemplars")
+        mean = np.mean([np.asarray(recording.images[image].resize((32, 32))) for image in top], axis=(0, 1, 2))
         likeness = {colour: 1 - np.abs(mean - pixel).mean() / 255 for colour, pixel in COLOURS.items()}
-        return nb.Trace(recording, layer, unit, [(colour, likeness[colour]) for colour in sorted(likeness, key=likeness.get, reverse=True)[:2]], pool=self.pool)
+        best = sorted(likeness, key=likeness.get, reverse=True)[:2]
+        return nb.Trace(recording, layer, unit, [(colour, likeness[colour]) for colour in best], pool=self.pool)
