@@ -85,11 +85,20 @@ def _by_pixels(store, images, caption):
     texts = caption(list(new.values())) if new else []
     return known | {key: text.encode() for key, text in zip(new, texts) if text is not None}
 
+# %% ../../nbs/foundation/05_captioner.ipynb #inputsfn
+def _inputs(images, image_processor, chat_processor):
+    """What the model takes of a batch of images; with the question before it where a chat processor is given."""
+    if chat_processor is None:
+        return image_processor(images, return_tensors="pt")
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": CAPTION_PROMPT}]}]
+    text = chat_processor.apply_chat_template(question, add_generation_prompt=True)
+    return chat_processor(images=images, text=[text] * len(images), padding=True, padding_side="left", return_tensors="pt")
+
 # %% ../../nbs/foundation/05_captioner.ipynb #1c027599
 class Captioner:
     """A transformers image-to-text model, decoded greedily; captions are kept in `cache_folder("captions")` by image content.
 
-    Defaults: Bai et al. (TMLR 2025), section 3.2, step 2A. Errors on loading: FileNotFoundError for a folder or a name that holds
+    Defaults: Bai et al. (TMLR 2025, arXiv:2403.13771), section 3.2, step 2A. Errors on loading: FileNotFoundError for a folder or a name that holds
     no such model; ConnectionError if it is not here and the hub cannot be reached; ValueError for another kind of model,
     or weights that would execute code.
     """
@@ -137,22 +146,15 @@ class Captioner:
 
     @torch.no_grad()
     def _generate(self, images):
-        inputs = self._inputs(images).to(self.device, self._dtype)
+        inputs = _inputs(images, self.image_processor, self.chat_processor).to(self.device, self._dtype)
         lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": max(self.min_length - 1, 0)}
         tokens = self.model.generate(**inputs, **lengths, num_beams=1, do_sample=False)
         prompt = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         return [" ".join(clean_text(text).split()) for text in self.tokenizer.batch_decode(tokens[:, prompt:], skip_special_tokens=True)]
 
-    def _inputs(self, images):
-        if self.chat_processor is None:
-            return self.image_processor(images, return_tensors="pt")
-        question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": CAPTION_PROMPT}]}]
-        text = self.chat_processor.apply_chat_template(question, add_generation_prompt=True)
-        return self.chat_processor(images=images, text=[text] * len(images), padding=True, padding_side="left", return_tensors="pt")
-
 # %% ../../nbs/foundation/05_captioner.ipynb #388db2cc
 class ConceptCaptioner:
-    """Captions from a fixed concept set: for each image the concept of highest CLIP cosine (Bai et al., TMLR 2025, A.4.2)."""
+    """Captions from a fixed concept set: for each image the concept of highest CLIP cosine (Bai et al., TMLR 2025, arXiv:2403.13771, A.4.2)."""
 
     def __init__(
         self,

@@ -95,16 +95,11 @@ class Usage:
     completion_tokens: int = 0
     cost: float | None = None  # dollars; None where no prices are known
 
-# %% ../../nbs/foundation/03_chat.ipynb #c4be9c1f
-class ChatModel:
-    """What `Chat` and `LocalChat` share: answers kept under the whole request, requests and tokens counted.
-
-    A subclass has `name`, `fingerprint`, `_prompt_tokens(requests)` (a count for each) and `_send({key: request}, keep, show)`,
-    which hands answers to `keep` as they come and calls `show` in the thread it was called in. Kept in `cache_folder("chat")`.
-    """
+# %% ../../nbs/foundation/03_chat.ipynb #countfn
+class _Counted:
+    """Counts requests and tokens."""
 
     prices = None  # (dollars per million prompt tokens, per million completion tokens)
-    _budget = 0  # tokens that each answer may have beside its `max_tokens`, for thinking
 
     def __init__(self):
         self._usage, self._lock = Usage(), threading.Lock()
@@ -113,6 +108,33 @@ class ChatModel:
     def usage(self) -> Usage:
         """What was asked and sent so far by this object."""
         return replace(self._usage, cost=self._cost(self._usage.prompt_tokens, self._usage.completion_tokens))
+
+    def _count(self, **more):
+        with self._lock:
+            self._usage = replace(self._usage, **{name: getattr(self._usage, name) + count for name, count in more.items()})
+
+    def _cost(self, prompt_tokens, completion_tokens):
+        return self.prices and (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
+
+
+def _spent(usage):
+    cost = "" if usage.cost is None else f", ${usage.cost:.4f}"
+    return f"{usage.prompt_tokens + usage.completion_tokens:,} tokens{cost}"
+
+
+def _as_json(answer):
+    kept = {name: getattr(answer, name) for name in ("text", "error", "prompt_tokens", "completion_tokens")}
+    return json.dumps(kept).encode()
+
+# %% ../../nbs/foundation/03_chat.ipynb #c4be9c1f
+class ChatModel(_Counted):
+    """What `Chat` and `LocalChat` share: answers kept under the whole request, requests and tokens counted.
+
+    A subclass has `name`, `fingerprint`, `_prompt_tokens(requests)` (a count for each) and `_send({key: request}, keep, show)`,
+    which hands answers to `keep` as they come and calls `show` in the thread it was called in. Kept in `cache_folder("chat")`.
+    """
+
+    _budget = 0  # tokens that each answer may have beside its `max_tokens`, for thinking
 
     def answers(
         self,
@@ -130,10 +152,7 @@ class ChatModel:
         self._count(requests=len(answers), cached=sum(answer.cached for answer in answers))
         return answers
 
-    def estimate(
-        self,
-        requests: list[Request],
-    ) -> Usage:
+    def estimate(self, requests: list[Request]) -> Usage:
         """What `answers` would send, at most: each answer may be as long as it is allowed to be, and most are shorter."""
         known = self._known(request.key for request in requests)
         missing = list({request.key: request for request in requests if request.key not in known}.values())
@@ -146,8 +165,7 @@ class ChatModel:
 
         def keep(answers, lasting=True):
             new.update(answers)
-            self._count(prompt_tokens=sum(answer.prompt_tokens for answer in answers.values()),
-                        completion_tokens=sum(answer.completion_tokens for answer in answers.values()))
+            self._count(**{name: sum(getattr(answer, name) for answer in answers.values()) for name in ("prompt_tokens", "completion_tokens")})
             if lasting:
                 self._store.put({key: _as_json(answer) for key, answer in answers.items()})
 
@@ -166,23 +184,6 @@ class ChatModel:
 
     def _known(self, keys):
         return {key: Answer(**json.loads(value), model=self.name, cached=True) for key, value in self._store.get(keys).items()}
-
-    def _count(self, **more):
-        with self._lock:
-            self._usage = replace(self._usage, **{name: getattr(self._usage, name) + count for name, count in more.items()})
-
-    def _cost(self, prompt_tokens, completion_tokens):
-        return self.prices and (prompt_tokens * self.prices[0] + completion_tokens * self.prices[1]) / 1e6
-
-
-def _spent(usage):
-    cost = "" if usage.cost is None else f", ${usage.cost:.4f}"
-    return f"{usage.prompt_tokens + usage.completion_tokens:,} tokens{cost}"
-
-
-def _as_json(answer):
-    kept = {name: getattr(answer, name) for name in ("text", "error", "prompt_tokens", "completion_tokens")}
-    return json.dumps(kept).encode()
 
 # %% ../../nbs/foundation/03_chat.ipynb #c7edc04a
 def _run(coroutine, while_waiting):
@@ -503,7 +504,7 @@ def _without_key(text):
         text = text.replace(key, "[API key]") if len(key) >= 8 else text
     return text
 
-# %% ../../nbs/foundation/03_chat.ipynb #refusefn
+# %% ../../nbs/foundation/03_chat.ipynb #sentfn
 _LIMITS = ("max_tokens", "max_completion_tokens")  # the older name, and the one for which OpenAI gave it up
 
 
@@ -515,7 +516,7 @@ def _sent(request, limits, refused, budget=0):
     values = {"temperature": request.temperature, "seed": request.seed, limit: room} | ({"response_format": _response_format(request.form)} if formed else {})
     return {name: value for name, value in values.items() if name and name not in refused}
 
-
+# %% ../../nbs/foundation/03_chat.ipynb #refusefn
 _FIELD, _SENTENCE = {"param", "loc"}, {"message", "msg", "detail", "error", "metadata", "raw"}  # names in an error, and of what holds them
 _ASIDE = re.compile(r"(?<!not )(?<!n't )\b(?:supported|allowed|valid|accepted|available) (?:parameter|param|field|argument|key)s\b.*|['\"]input['\"]:.*", re.I | re.S)
 _TOO_MUCH = re.compile("too (?:large|long|big|high|many)|context|at most|exceed|maximum|less than|valid range|<=|≤", re.I)
@@ -555,7 +556,7 @@ def _refused(error, sent):
     named |= {"system"} if _SYSTEM.search(said) else set()
     return named - set(_LIMITS) if _TOO_MUCH.search(said) and not _NOT_TAKEN.search(said) else named
 
-
+# %% ../../nbs/foundation/03_chat.ipynb #withoutfn
 def without_system(messages: Sequence[dict]) -> tuple:
     """The messages with what the system says at the beginning of the first that the user says: the same to a model that knows no system."""
     system = [message["content"] for message in messages if message["role"] == "system" and isinstance(message["content"], str)]
@@ -618,42 +619,29 @@ def _characters(request):
     parts = [part.get("text", " " * 1020) for content in contents if not isinstance(content, str) for part in content]
     return sum(map(len, [*texts, *parts]))
 
-# %% ../../nbs/foundation/03_chat.ipynb #3eb95d86
-class Chat(ChatModel):
-    """A chat model behind an OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, `transformers serve` ...
+# %% ../../nbs/foundation/03_chat.ipynb #clientfn
+def _client(address, retries, timeout):
+    """The openai package's client for an address. Errors: those of `_api_key` and `_http_client`."""
+    import openai
 
-    Errors: ValueError for what is no address. In `answers`: ValueError without `OPENAI_API_KEY` (for Azure `AZURE_OPENAI_API_KEY`; not
-    needed for other servers); ConnectionError if nothing can be reached at the address, all retries through, or the credit or quota is used up
-    (what was answered before is kept). Asked again: 408, 409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and what
-    names a parameter as refused, without it, with one warning; and a model that has thought up to the limit, with `thinking` tokens
-    more; without a form, if nothing comes in one; and 404 at the address with `/v1` or without it. Not asked again: other 4xx, JSON of another shape, refusals.
-    """
+    return openai.AsyncOpenAI(api_key=_api_key(address), base_url=address.places[0], max_retries=retries, timeout=timeout, default_query=address.query,
+                              http_client=_http_client(timeout, address.direct, address.azure))
 
-    def __init__(
-        self,
-        model: str,  # as the server calls it
-        base_url: str | None = None,  # such as "http://localhost:8000/v1", or Azure's of a deployment; `OPENAI_BASE_URL` or OpenAI itself if None
-        concurrency: int = 8,  # requests in flight
-        timeout: float = 60,  # seconds of silence, and seconds for the whole of an answer that has begun
-        retries: int = 4,
-        prices: tuple[float, float] | None = None,  # dollars per million prompt tokens, per million completion tokens
-        thinking: int = 4096,  # tokens that a reasoning model may have beside the `max_tokens` of its answer
-    ):
-        super().__init__()
-        if concurrency < 1 or timeout <= 0 or retries < 0 or thinking < 0:
-            raise ValueError("concurrency must be 1 or more, timeout above 0, retries and thinking 0 or more; "
-                             f"given {concurrency}, {timeout}, {retries}, {thinking}")
-        self.name, url = str(model), base_url or os.environ.get("OPENAI_BASE_URL")
-        self._address = _address(url, self.name)
-        self.concurrency, self.timeout, self.retries, self.prices, self.thinking = concurrency, timeout, retries, prices, thinking
-        self.fingerprint = content_key("chat", self.name, self._address.places[0] if url else None, *sorted(self._address.query.items()))
-        self._server, self._places = self._address.name, self._address.places  # of the places the one that answers, once it is known
-        self._characters, self._tokens = 4, 1  # seen so far
-        self._thinks = False  # whether the model has been seen to think before it answers
-        self._limits, self._refused = _LIMITS[::-1] if self._server == "OpenAI" else _LIMITS, frozenset()
 
-    def __repr__(self):
-        return f"Chat({self.name!r}, server={self._server!r})"
+def _without(refused, chat):
+    """The sentence that says without which parameters a model is asked from now on, `refused` being those that were found out just now."""
+    names = ", ".join(map(repr, sorted(refused)))
+    instead = [name for name in chat._limits if name not in chat._refused] if refused & set(chat._limits) else []
+    renamed = f", and with {instead[0]!r} instead" if instead else ""
+    moved = ", and what the system says begins the user's first message" if "system" in refused else ""
+    return f"{chat._server} does not take {names} for the model {chat.name!r}: it is asked without{renamed}{moved}"
+
+# %% ../../nbs/foundation/03_chat.ipynb #dialoguefn
+class _Asked(ChatModel):
+    """A model that is asked over a client, and what is learnt of it; `Chat` has its settings."""
+
+    _characters, _tokens = 4, 1  # seen so far
+    _thinks = False  # whether the model has been seen to think before it answers
 
     @property
     def _budget(self):
@@ -661,31 +649,6 @@ class Chat(ChatModel):
 
     def _prompt_tokens(self, requests):
         return [math.ceil(_characters(request) * self._tokens / self._characters) for request in requests]
-
-    def _send(self, requests, keep, show):
-        _api_key(self._address)  # a missing key is an error of the caller's, raised here rather than in another thread
-        known = self._refused
-        try:
-            _run(self._ask_all(requests, keep), show)
-        finally:
-            self._warn_of(self._refused - known)
-
-    def _warn_of(self, refused):
-        if refused:
-            names = ", ".join(map(repr, sorted(refused)))
-            instead = [name for name in self._limits if name not in self._refused] if refused & set(self._limits) else []
-            renamed = f", and with {instead[0]!r} instead" if instead else ""
-            moved = ", and what the system says begins the user's first message" if "system" in refused else ""
-            warnings.warn(f"{self._server} does not take {names} for the model {self.name!r}: it is asked without{renamed}{moved}", stacklevel=5)
-
-    async def _ask_all(self, requests, keep):
-        import openai
-
-        address = self._address
-        client = openai.AsyncOpenAI(api_key=_api_key(address), base_url=address.places[0], max_retries=self.retries, timeout=self.timeout, default_query=address.query,
-                                    http_client=_http_client(self.timeout, address.direct, address.azure))
-        async with client:
-            await _at_once(lambda request: self._ask(client, request), requests, self.concurrency, keep)
 
     async def _ask(self, client, request):
         """(answer, whether it is worth keeping). Errors: ConnectionError, with nothing in its traceback that holds the key."""
@@ -733,3 +696,51 @@ class Chat(ChatModel):
                 refused |= failure.refused
             else:
                 return body, nowhere if failure.elsewhere and nowhere else failure
+
+# %% ../../nbs/foundation/03_chat.ipynb #3eb95d86
+class Chat(_Asked):
+    """A chat model behind an OpenAI-compatible server: OpenAI, vLLM, Ollama, llama.cpp, `transformers serve` ...
+
+    Errors: ValueError for what is no address. In `answers`: ValueError without `OPENAI_API_KEY` (for Azure `AZURE_OPENAI_API_KEY`; not
+    needed for other servers); ConnectionError if nothing can be reached at the address, all retries through, or the credit or quota is used up
+    (what was answered before is kept). Asked again: 408, 409, 429, 5xx, timeouts, lost connections, bodies that are not JSON; and what
+    names a parameter as refused, without it, with one warning; and a model that has thought up to the limit, with `thinking` tokens
+    more; without a form, if nothing comes in one; and 404 at the address with `/v1` or without it. Not asked again: other 4xx, JSON of another shape, refusals.
+    """
+
+    def __init__(
+        self,
+        model: str,  # as the server calls it
+        base_url: str | None = None,  # such as "http://localhost:8000/v1", or Azure's of a deployment; `OPENAI_BASE_URL` or OpenAI itself if None
+        concurrency: int = 8,  # requests in flight
+        timeout: float = 60,  # seconds of silence, and seconds for the whole of an answer that has begun
+        retries: int = 4,
+        prices: tuple[float, float] | None = None,  # dollars per million prompt tokens, per million completion tokens
+        thinking: int = 4096,  # tokens that a reasoning model may have beside the `max_tokens` of its answer
+    ):
+        super().__init__()
+        if concurrency < 1 or timeout <= 0 or retries < 0 or thinking < 0:
+            raise ValueError("concurrency must be 1 or more, timeout above 0, retries and thinking 0 or more; "
+                             f"given {concurrency}, {timeout}, {retries}, {thinking}")
+        self.name, url = str(model), base_url or os.environ.get("OPENAI_BASE_URL")
+        self._address = _address(url, self.name)
+        self.concurrency, self.timeout, self.retries, self.prices, self.thinking = concurrency, timeout, retries, prices, thinking
+        self.fingerprint = content_key("chat", self.name, self._address.places[0] if url else None, *sorted(self._address.query.items()))
+        self._server, self._places = self._address.name, self._address.places  # of the places the one that answers, once it is known
+        self._limits, self._refused = _LIMITS[::-1] if self._server == "OpenAI" else _LIMITS, frozenset()
+
+    def __repr__(self):
+        return f"Chat({self.name!r}, server={self._server!r})"
+
+    def _send(self, requests, keep, show):
+        _api_key(self._address)  # a missing key is an error of the caller's, raised here rather than in another thread
+        known = self._refused
+        try:
+            _run(self._ask_all(requests, keep), show)
+        finally:
+            if self._refused - known:
+                warnings.warn(_without(self._refused - known, self), stacklevel=4)
+
+    async def _ask_all(self, requests, keep):
+        async with _client(self._address, self.retries, self.timeout) as client:
+            await _at_once(lambda request: self._ask(client, request), requests, self.concurrency, keep)

@@ -160,8 +160,59 @@ def _prompts(tokenizer, requests, limit):
             prompts[key] = prompt
     return prompts, failures
 
+# %% ../../nbs/foundation/06_local_chat.ipynb #roomfn
+def _with_room(batch, budget, limit):
+    """{key: (prompt, request)} whose requests may be `budget` tokens longer, as far as `limit` tokens of prompt and answer allow."""
+    room = {key: min(budget, (limit or math.inf) - len(prompt) - request.max_tokens) for key, (prompt, request) in batch.items()}
+    return {key: (prompt, replace(request, max_tokens=request.max_tokens + room[key])) for key, (prompt, request) in batch.items()}
+
+
+def _answered(name, tokenizer, prompt, request, tokens):
+    """(answer, whether the model thought before it) of the tokens that it said."""
+    text, why, thought = _read(tokenizer, prompt, tokens, request)
+    empty = why or f"the answer is {'nothing but thinking' if thought else 'empty'}, after {len(tokens)} tokens"
+    return Answer(text, "" if text else empty, name, len(prompt), len(tokens)), thought
+
+# %% ../../nbs/foundation/06_local_chat.ipynb #inbatchesfn
+class _InBatches(ChatModel):
+    """Answers from a model in this process. A subclass has `model`, `tokenizer`, `_limit` (tokens of prompt and answer), `_shares`, `batch_size` and `thinking`."""
+
+    _thinks = False  # whether the model has been seen to think before it answers
+
+    @property
+    def _budget(self):
+        return self.thinking if self._thinks else 0
+
+    def _prompt_tokens(self, requests):
+        prompts, _ = _prompts(self.tokenizer, dict(enumerate(requests)), self._limit)
+        return [len(prompt) for prompt in prompts.values()]
+
+    def _send(self, requests, keep, show):
+        prompts, failures = _prompts(self.tokenizer, requests, self._limit)
+        keep({key: Answer("", failure, self.name) for key, failure in failures.items()}, lasting=False)
+        order = sorted(prompts, key=lambda key: (requests[key].max_tokens, len(prompts[key])))
+        for start in range(0, len(order), self.batch_size):
+            batch = {key: (prompts[key], requests[key]) for key in order[start : start + self.batch_size]}
+            if cut_off := self._answer(batch, self._budget, keep):
+                self._answer(cut_off, self.thinking, keep)
+            show()
+
+    def _answer(self, batch, budget, keep):
+        """Keep the answers of {key: (prompt, request)}; of those that were cut off for want of a budget, the same dict."""
+        asked = _with_room(batch, budget, self._limit)
+        said = _say(self.model, [prompt for prompt, _ in asked.values()], [request for _, request in asked.values()], self._shares)
+        answers, cut_off = {}, {}
+        for key, tokens in zip(asked, said, strict=True):
+            answer, thought = _answered(self.name, self.tokenizer, *batch[key], tokens)
+            self._thinks = self._thinks or thought
+            unfinished = thought and len(tokens) == asked[key][1].max_tokens and self.thinking > budget
+            (cut_off if unfinished else answers)[key] = batch[key] if unfinished else answer
+        keep({key: answer for key, answer in answers.items() if answer.text})
+        keep({key: answer for key, answer in answers.items() if not answer.text}, lasting=False)
+        return cut_off
+
 # %% ../../nbs/foundation/06_local_chat.ipynb #69143e13
-class LocalChat(ChatModel):
+class LocalChat(_InBatches):
     """A transformers chat model (causal language model with a chat template) in this process. Free: its cost is 0.
 
     Errors on loading: FileNotFoundError, PermissionError or ConnectionError as `find_model`; ValueError without a chat template
@@ -186,7 +237,6 @@ class LocalChat(ChatModel):
         model, self.tokenizer = _load(self.name, dtype_of(precision))
         self.model = model.to(self.device)
         self._limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # tokens of prompt and answer
-        self._thinks = False  # whether the model has been seen to think before it answers
         with torch.inference_mode():
             self._shares = _can_share(self.model)
 
@@ -201,39 +251,3 @@ class LocalChat(ChatModel):
         weights = (self.name, commit) if commit else self.model.state_dict()
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return content_key("local chat", weights, config.to_json_string(), vocabulary, self.tokenizer.chat_template, self.precision)
-
-    @property
-    def _budget(self):
-        return self.thinking if self._thinks else 0
-
-    def _prompt_tokens(self, requests):
-        prompts, _ = _prompts(self.tokenizer, dict(enumerate(requests)), self._limit)
-        return [len(prompt) for prompt in prompts.values()]
-
-    def _send(self, requests, keep, show):
-        prompts, failures = _prompts(self.tokenizer, requests, self._limit)
-        keep({key: Answer("", failure, self.name) for key, failure in failures.items()}, lasting=False)
-        order = sorted(prompts, key=lambda key: (requests[key].max_tokens, len(prompts[key])))
-        for start in range(0, len(order), self.batch_size):
-            batch = {key: (prompts[key], requests[key]) for key in order[start : start + self.batch_size]}
-            if cut_off := self._answer(batch, self._budget, keep):
-                self._answer(cut_off, self.thinking, keep)
-            show()
-
-    def _answer(self, batch, budget, keep):
-        """Keep the answers of {key: (prompt, request)}; of those that were cut off for want of a budget, the same dict."""
-        more = [min(budget, (self._limit or math.inf) - len(prompt) - request.max_tokens) for prompt, request in batch.values()]
-        longer = [replace(request, max_tokens=request.max_tokens + room) for (_, request), room in zip(batch.values(), more, strict=True)]
-        said = _say(self.model, [prompt for prompt, _ in batch.values()], longer, self._shares)
-        answers, cut_off = {}, {}
-        for (key, (prompt, request)), asked, tokens in zip(batch.items(), longer, said, strict=True):
-            text, why, thought = _read(self.tokenizer, prompt, tokens, request)
-            self._thinks = self._thinks or thought
-            if thought and len(tokens) == asked.max_tokens and self.thinking > budget:
-                cut_off[key] = prompt, request
-                continue
-            empty = why or f"the answer is {'nothing but thinking' if thought else 'empty'}, after {len(tokens)} tokens"
-            answers[key] = Answer(text, "" if text else empty, self.name, len(prompt), len(tokens))
-        keep({key: answer for key, answer in answers.items() if answer.text})
-        keep({key: answer for key, answer in answers.items() if not answer.text}, lasting=False)
-        return cut_off

@@ -66,11 +66,30 @@ def _is_whole(png):
     except (OSError, SyntaxError, ValueError):
         return False
 
+# %% ../../nbs/foundation/04_painter.ipynb #keptpfn
+class _KeptPictures:
+    """Pictures that are painted once and kept. A subclass has `fingerprint`, `batch_size` and `_paint([(prompt, number)])`, which gives the PNG of each."""
+
+    def _painted(self, wanted, progress):
+        """{(prompt, number): PNG, or nothing for a black image} of all that is `wanted`."""
+        store = ContentStore(cache_folder("painted") / f"{self.fingerprint}.sqlite")
+        keys = {image: content_key("painted", *image) for image in wanted}
+        known = {key: png for key, png in store.get(keys.values()).items() if not png or _is_whole(png)}
+        missing = [image for image in wanted if keys[image] not in known]
+        with tqdm(desc="painted images", total=len(missing), disable=not (progress and missing)) as bar:
+            for start in range(0, len(missing), self.batch_size):
+                batch = missing[start : start + self.batch_size]
+                new = dict(zip([keys[image] for image in batch], self._paint(batch), strict=True))
+                store.put(new)
+                known.update(new)
+                bar.update(len(batch))
+        return {image: known[keys[image]] for image in wanted}
+
 # %% ../../nbs/foundation/04_painter.ipynb #3ab97489
-class Painter:
+class Painter(_KeptPictures):
     """A diffusers text-to-image pipeline; painted images are kept as PNG in `cache_folder("painted")` by prompt and number.
 
-    Defaults: Bai et al. (TMLR 2025), section 3.3. Errors on loading: FileNotFoundError for a folder or a name that holds no such pipeline;
+    Defaults: Bai et al. (TMLR 2025, arXiv:2403.13771), section 3.3. Errors on loading: FileNotFoundError for a folder or a name that holds no such pipeline;
     ConnectionError if it is not here and the hub cannot be reached; ValueError for another kind of pipeline, or one that would execute
     code; OSError where there are no safetensors weights.
     """
@@ -120,21 +139,6 @@ class Painter:
             warnings.warn(f"{black} of {len(painted)} painted images are black (safety filter, or overflow) and left out", stacklevel=2)
         rows = [[painted[prompt, number] for number in range(count)] for prompt in prompts]
         return [[Image.open(io.BytesIO(png)).convert("RGB") for png in row if png] for row in rows]
-
-    def _painted(self, wanted, progress):
-        """{(prompt, number): PNG, or nothing for a black image} of all that is `wanted`."""
-        store = ContentStore(cache_folder("painted") / f"{self.fingerprint}.sqlite")
-        keys = {image: content_key("painted", *image) for image in wanted}
-        known = {key: png for key, png in store.get(keys.values()).items() if not png or _is_whole(png)}
-        missing = [image for image in wanted if keys[image] not in known]
-        with tqdm(desc="painted images", total=len(missing), disable=not (progress and missing)) as bar:
-            for start in range(0, len(missing), self.batch_size):
-                batch = missing[start : start + self.batch_size]
-                new = dict(zip([keys[image] for image in batch], self._paint(batch), strict=True))
-                store.put(new)
-                known.update(new)
-                bar.update(len(batch))
-        return {image: known[keys[image]] for image in wanted}
 
     def _paint(self, batch):
         result = self.pipeline([prompt for prompt, _ in batch], num_inference_steps=self.steps, guidance_scale=self.guidance,

@@ -73,7 +73,7 @@ def _placed(side, width):
 def start_mimetic(
     vision: torch.nn.Module,  # BlipVisionModel, changed in place
 ) -> None:
-    """Start a vision transformer as trained ones end (Trockman and Kolter, ICML 2023): each patch looks at those like it and near it."""
+    """Start a vision transformer as trained ones end (Trockman and Kolter, ICML 2023, arXiv:2305.09828): each patch looks at those like it and near it."""
     vision.embeddings.position_embedding[0, 1:] = 0.3 * _placed(SIZE // PATCH, WIDTH)
     depth = WIDTH // HEADS
     near = lambda share, sign: share * torch.randn(WIDTH, WIDTH) / WIDTH**0.5 + sign * share * torch.eye(WIDTH)

@@ -95,7 +95,7 @@ def fit(
     description: str = "training",  # shown before the bar
     hidden: Sequence[torch.nn.Parameter] = (),  # matrices to train with Muon instead of AdamW
 ) -> list:
-    """Train a model with AdamW and a one-cycle learning rate (Smith, 2018). Returns the loss of every step.
+    """Train a model with AdamW and a one-cycle learning rate (Smith, 2018, arXiv:1803.09820). Returns the loss of every step.
 
     Muon (Jordan et al., 2024), for the weight matrices of a transformer's layers, has its own highest rate, 0.02.
     """

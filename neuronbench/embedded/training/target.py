@@ -65,7 +65,7 @@ def evaluate_formula(
 
 # %% ../../../nbs/embedded/training/01_target.ipynb #71a3664d
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut (He et al., CVPR 2016)."""
+    """Two 3x3 convolutions with batch norm around a shortcut (He et al., CVPR 2016, arXiv:1512.03385)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
