@@ -14,7 +14,7 @@ from importlib import import_module, metadata
 from .basics import choose
 
 # %% ../nbs/05_registry.ipynb #regis007
-def import_modules(package: str):
+def import_modules(package: str) -> None:
     """Import every module of a package."""
     for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
         import_module(module.name)
@@ -50,7 +50,7 @@ class NamedClasses:
     def add(
         self,
         kind: type,  # with `name`, a text, among its own members; a class without one is a base of others
-    ):
+    ) -> None:
         """Take a class in; a cell that is run again replaces its class, and a class of the package that is written again in a cell, as in the notebook that it is
         exported from, replaces that. Errors: ValueError for a name that another class has."""
         name = vars(kind).get("name")

@@ -111,7 +111,7 @@ def write_study(
     per_unit: int,  # raters of each question
     seed: int,  # of who is asked what, and of the order of descriptions
     statement: str,  # what is asked of every description
-):
+) -> None:
     """Write a new study; the file is there whole or not at all. Errors: FileExistsError where a study is already."""
     with replacing(path) as unfinished:
         with opened(unfinished, new=True) as database:

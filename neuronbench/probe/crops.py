@@ -7,6 +7,7 @@ __all__ = ['UPSAMPLINGS', 'CropSettings', 'scaled_map', 'CropSteps', 'crop_steps
 
 # %% ../../nbs/probe/05_crops.ipynb #90580371
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -144,7 +145,7 @@ def attention_crops(
     activation_map: np.ndarray,  # (h, w) of a unit on that image
     max_crops: int = 4,
     max_iou: float = 0.5,  # with a crop already taken
-    **settings,  # the other fields of CropSettings
+    **settings: Any,  # the other fields of CropSettings
 ) -> list:
     """The crops of the most salient regions, largest first (Describe-and-Dissect, A.1.1). Errors: ValueError for something else than a map."""
     settings = CropSettings(max_crops, max_iou, **settings)

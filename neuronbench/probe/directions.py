@@ -124,7 +124,7 @@ class Directions(Recording):
         layer: str | None = None,  # the recording's only layer if None
         bias: np.ndarray | torch.Tensor | None = None,  # (direction,), added to the product with `matrix`; e.g. of a linear probe
         relu: bool = False,  # negative values become 0, at each position; e.g. of an encoder
-        **options,  # of `record`: store, batch_size, workers, executor, progress
+        **options: Any,  # of `record`: store, batch_size, workers, executor, progress
     ):
         layer = _only_layer(recording) if layer is None else choose(layer, recording.layers, "layer")
         encoder = _encoder(matrix, bias, relu, recording[layer].sizes["unit"], layer)
