@@ -12,6 +12,7 @@ from importlib import import_module as _import_module
 __version__ = "0.1.0"
 
 _NAMES = {  # of each module
+    "words": "SameMeaning",
     "probe.images": "ProbingSet",
     "probe.target": "Target",
     "probe.layout": "Layout layers",

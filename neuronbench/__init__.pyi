@@ -1,4 +1,5 @@
 # Made from the table in nbs/01_init.ipynb by `make export`; edit that.
+from .words import SameMeaning as SameMeaning
 from .probe.images import ProbingSet as ProbingSet
 from .probe.target import Target as Target
 from .probe.layout import Layout as Layout
