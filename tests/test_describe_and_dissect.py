@@ -192,19 +192,19 @@ def test_what_units_share_is_made_once(recording, method, forwards):
     traces = method.traces(recording, "conv", [0, 1, 2, 5])
     distinct = {(image, box) for trace in traces for image, box in zip(trace.augmented.chosen.image, trace.augmented.chosen.box)}
     assert len(method.captioner.seen) == len(distinct) < sum(len(trace.augmented.images) for trace in traces)
-    candidates = {candidate for trace in traces for candidate in trace.found.candidates}
+    candidates = {candidate for trace in traces for candidate in trace.proposed.candidates}
     assert len(method.painter.painted) == len(set(method.painter.painted)) == len(candidates)
     assert len(forwards) < 12  # full batches: exemplars, crops, and painted images
 
 
 def test_the_steps_of_a_trace_fit_together(recording, method):
     trace = method.trace(recording, "conv", 0)
-    augmented, found, painted = trace.augmented, trace.found, trace.painted
+    augmented, proposed, painted = trace.augmented, trace.proposed, trace.painted
     assert augmented.exemplars.tolist() == recording.top("conv", 0, 10).image.tolist() and augmented.maps.shape == (10, 24, 24)
     assert len(augmented.crop_steps) == 10 and augmented.note == ""
     crops = augmented.union[augmented.union.box.notna()]
     assert len(crops) == sum(len(steps.boxes) for steps in augmented.crop_steps) > 0
-    assert len(augmented.chosen) == len(augmented.images) == len(found.captions) == 10
+    assert len(augmented.chosen) == len(augmented.images) == len(proposed.captions) == 10
     assert augmented.union.activation.is_monotonic_decreasing and augmented.chosen.box.notna().any()
     row = crops.iloc[0]
     [expected] = [crop for crop in attention_crops(recording.images[int(row.image)].resize((48, 48)),
@@ -212,8 +212,8 @@ def test_the_steps_of_a_trace_fit_together(recording, method):
     with torch.no_grad():
         seen = recording.target.model.conv(to_tensor(expected.image)[None])[0, 0].mean()
     assert row.activation == pytest.approx(float(seen), abs=1e-5)
-    assert found.table.step.value_counts().to_dict() == {"simplify": 10, "summarise": 5}
-    assert found.candidates == ("white", "red things") and trace.answered_by == "small talk"
+    assert proposed.table.step.value_counts().to_dict() == {"simplify": 10, "summarise": 5}
+    assert proposed.candidates == ("white", "red things") and trace.answered_by == "small talk"
     assert painted.activations.shape == (2, 10) and painted.embeddings.shape == (2, 10, 3) and painted.exemplars.shape == (10, 3)
     assert trace.ranks.values.sum() == 210 and trace.ranks.loc["red things"].max() < trace.ranks.loc["white"].min()
     assert list(trace.scores.columns) == ["candidate", "score", *SCORINGS] and trace.scores.candidate[0] == "red things" == trace.description
@@ -226,7 +226,7 @@ def test_description_and_score_are_the_best_by_the_scoring_function(recording, m
     method = dataclasses.replace(method, scoring=scoring)
     trace = method.trace(recording, "conv", 1)
     scores = trace.painted.scores(scoring)
-    assert trace.score == scores.max() and trace.description == trace.found.candidates[scores.argmax()] == "green things"
+    assert trace.score == scores.max() and trace.description == trace.proposed.candidates[scores.argmax()] == "green things"
 
 
 def test_no_crops(recording, method):
@@ -238,7 +238,7 @@ def test_no_crops(recording, method):
 def test_captions_as_candidates(recording, method):
     method = dataclasses.replace(method, summarise=False)
     trace = method.trace(recording, "conv", 0)
-    assert trace.found.candidates[0] == "a red square" == trace.description and method.chat.sent == [] and trace.answered_by == ""
+    assert trace.proposed.candidates[0] == "a red square" == trace.description and method.chat.sent == [] and trace.answered_by == ""
 
 
 def test_without_selection_the_first_candidate_wins_and_nothing_is_painted(recording, method):
@@ -412,9 +412,9 @@ def test_a_unit_that_says_nothing_of_the_painted_images_prefers_no_candidate(met
     found = nb.record(nb.Target(torch.nn.Sequential(Gated(value)), layers=["0"], preprocess=to_tensor, device="cpu"), squares(), progress=False)
     trace = dataclasses.replace(method, scoring=scoring).trace(found, "0", 0)
     assert trace.description is None and trace.failure["step"] == step and reason in trace.failure["reason"]
-    assert trace.plot() is not None and len(trace.found.candidates) == 2
+    assert trace.plot() is not None and len(trace.proposed.candidates) == 2
     without = dataclasses.replace(method, select=False).trace(found, "0", 0)  # where nothing is painted, the first candidate wins
-    assert without.description == without.found.candidates[0]
+    assert without.description == without.proposed.candidates[0]
 
 
 def test_maps_without_a_range_have_no_crops_and_the_unit_is_described(method):
@@ -449,7 +449,7 @@ def test_the_pooling_that_is_asked_for_ranks_exemplars_crops_and_painted_images(
         maps = target.activations(to_tensor(cut)[None])["conv"][0, 1]
         assert crop.activation == pytest.approx(float(maps.max() if pool == "max" else maps.mean()), abs=1e-5)
         [seen] = [target.activations(to_tensor(image)[None])["conv"][0, 1] for image in trace.painted_images[trace.description][:1]]
-        row = trace.found.candidates.index(trace.description)
+        row = trace.proposed.candidates.index(trace.description)
         assert trace.painted.activations[row, 0] == pytest.approx(float(seen.max() if pool == "max" else seen.mean()), abs=1e-5)
     assert of[None].augmented.union.equals(of["mean"].augmented.union)
     assert of["max"].augmented.exemplars.tolist() != of["mean"].augmented.exemplars.tolist()
@@ -589,7 +589,7 @@ def test_texts_of_models_stay_texts(recording, method):
     assert trace.description == hostile.replace("**", "") and trace.answered_by == "<b>mallory</b>"
     figure = trace.plot()
     figure.canvas.draw()  # no mathematics is read into it
-    assert trace.found.table._repr_html_().count("<img") == 0
+    assert trace.proposed.table._repr_html_().count("<img") == 0
 
 
 def test_a_server_that_is_not_there_is_an_error_of_the_call(recording, method):
@@ -661,8 +661,8 @@ def test_the_worlds_own_models_name_a_colour_from_nothing():
     recording = nb.record(world.target, world.images, progress=False)
     unit = int(world.truth.set_index("description").unit["red"])
     trace = DescribeAndDissect(world.captioner, world.chat, world.painter, world.clip).trace(recording, "layer3", unit)
-    assert "red" in trace.description.split() and trace.failure is None and len(trace.found.captions) == 10
-    assert sum("red" in caption.split() for caption in trace.found.captions) >= 8
+    assert "red" in trace.description.split() and trace.failure is None and len(trace.proposed.captions) == 10
+    assert sum("red" in caption.split() for caption in trace.proposed.captions) >= 8
     assert trace.painted.activations.shape[1] == 10 and np.isfinite(trace.painted.activations).all()
 
 

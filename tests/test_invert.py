@@ -252,8 +252,8 @@ def test_result_is_kept_and_read_by_content(monkeypatch):
     recording = recorded(activations)
     first = INVERT(labelled(labels))(recording, recording.images)
     searched = []
-    search = INVERT._searched
-    monkeypatch.setattr(INVERT, "_searched", lambda *args: searched.append(1) or search(*args))
+    search = invert._searched
+    monkeypatch.setattr(invert, "_searched", lambda *args: searched.append(1) or search(*args))
     assert INVERT(labelled(labels))(recording, recording.images).equals(first) and not searched
     INVERT(labelled(~labels))(recording, recording.images)
     INVERT(labelled(labels), length=2)(recording, recording.images)

@@ -304,7 +304,7 @@ def scoring(recording):
 def test_the_candidates_arrive_with_all_scores(scoring):
     content, pictures = last(scoring, "painted")
     trace = scoring.trace
-    assert content["candidates"] == list(trace.found.candidates) and len(content["candidates"]) > 1
+    assert content["candidates"] == list(trace.proposed.candidates) and len(content["candidates"]) > 1
     assert len(pictures) == content["exemplars"] + sum(map(len, content["counts"])) and content["exemplars"] == len(trace.augmented.images)
     scores, _ = last(scoring, "scores")
     assert [column["name"] for column in scores["columns"]] == [*SCORINGS, "largest", "hasty", "undecided"]

@@ -9,6 +9,7 @@ __all__ = ['common_words', 'concept_set']
 import codecs
 import csv
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..basics import clean_text
@@ -24,25 +25,6 @@ def common_words(
     if not 1 <= count <= len(words):
         raise ValueError(f"a concept set of {count:,} common words: expected 1 to {len(words):,}")
     return words[:count]
-
-# %% ../../nbs/describe/03_concepts.ipynb #cf998290
-def concept_set(
-    source,  # int: that many common words; str or Path: a text file, one concept per line; else: the concepts
-) -> list[str]:
-    """The concepts of `source`, cleaned, each once, in their order. In a file, a line that begins with "# " is a comment.
-
-    Errors: ValueError for a set without concepts, a table, or a file that is no text in UTF-8; TypeError for a mapping and naming the first
-    entry that is not text; FileNotFoundError.
-    """
-    if isinstance(source, bool) or source is None or isinstance(source, dict):
-        raise TypeError(f"a concept set is a number of common words, a path or a list of words, not {source!r}")
-    if hasattr(source, "columns"):
-        raise ValueError(f"a concept set is one column, and this is a table with the columns {_listed(source.columns)}: give one, as in table['word']")
-    if isinstance(source, int):
-        return common_words(source)
-    if isinstance(source, (str, Path)):
-        return _clean(_lines(Path(source)), f"the file {str(source)!r}")
-    return _clean(sorted(source) if isinstance(source, (set, frozenset)) else list(source), "the list")
 
 # %% ../../nbs/describe/03_concepts.ipynb #bc8bf330
 def _clean(entries, where):
@@ -97,3 +79,22 @@ def _divides(separator, lines):
 
 def _listed(columns, most=8):
     return ", ".join(map(repr, list(columns)[:most])) + (" ..." if len(columns) > most else "")
+
+# %% ../../nbs/describe/03_concepts.ipynb #cf998290
+def concept_set(
+    source: int | str | Path | Iterable[str],  # that many common words; a text file, one concept per line; or the concepts
+) -> list[str]:
+    """The concepts of `source`, cleaned, each once, in their order. In a file, a line that begins with "# " is a comment.
+
+    Errors: ValueError for a set without concepts, a table, or a file that is no text in UTF-8; TypeError for a mapping and naming the first
+    entry that is not text; FileNotFoundError.
+    """
+    if isinstance(source, bool) or source is None or isinstance(source, dict):
+        raise TypeError(f"a concept set is a number of common words, a path or a list of words, not {source!r}")
+    if hasattr(source, "columns"):
+        raise ValueError(f"a concept set is one column, and this is a table with the columns {_listed(source.columns)}: give one, as in table['word']")
+    if isinstance(source, int):
+        return common_words(source)
+    if isinstance(source, (str, Path)):
+        return _clean(_lines(Path(source)), f"the file {str(source)!r}")
+    return _clean(sorted(source) if isinstance(source, (set, frozenset)) else list(source), "the list")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'describe_frame', 'joined_frames', 'replaced', 'chosen_units', 'finite_units', 'all_alike', 'unit_reasons',
-           'layer_reasons', 'tied', 'failures_of', 'without_failed', 'kept', 'guarded', 'unguarded',
-           'write_descriptions', 'read_descriptions']
+           'layer_reasons', 'tied', 'failures_of', 'kept', 'guarded', 'unguarded', 'write_descriptions',
+           'read_descriptions']
 
 # %% ../../nbs/describe/01_descriptions.ipynb #b6028b88
 import csv
@@ -13,10 +13,13 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray
 
 from ..basics import cache_folder, choose, clean_name, clean_text, keep_file, kept_file, replacing
 
@@ -26,9 +29,9 @@ COLUMNS = ["layer", "unit", "description", "score", "method"]
 
 def describe_frame(
     layer: str,  # one layer
-    units,  # whole numbers, (unit,)
-    descriptions,  # text or None, (unit,)
-    scores,  # numbers or NaN, (unit,)
+    units: Sequence[int] | np.ndarray,  # (unit,)
+    descriptions: Sequence[str | None],  # (unit,)
+    scores: Sequence[float] | np.ndarray,  # (unit,), NaN where there is none
     method: str,  # the method's name as its paper gives it, e.g. "CLIP-Dissect"
 ) -> pd.DataFrame:
     """Descriptions of units of one layer: a DataFrame with the columns layer, unit, description, score, method."""
@@ -62,8 +65,8 @@ def replaced(
 
 # %% ../../nbs/describe/01_descriptions.ipynb #701176a0
 def chosen_units(
-    recording,  # Recording, or anything with `layers` and `recording[layer].sizes["unit"]`
-    units=None,  # {layer: whole numbers}, or None for all units of all layers
+    recording: Any,  # Recording, or anything with `layers` and `recording[layer].sizes["unit"]`
+    units: Mapping[str, Iterable[int]] | None = None,  # {layer: whole numbers}, or None for all units of all layers
 ) -> dict:
     """{layer: (unit,) int64 array}, in the order asked for, each unit once.
 
@@ -90,7 +93,7 @@ def _numbers(layer, asked, recording):
 
 # %% ../../nbs/describe/01_descriptions.ipynb #e1bbddc3
 def finite_units(
-    activations,  # xarray.DataArray (image, unit)
+    activations: xarray.DataArray,  # (image, unit)
     layer: str,  # for the warning
 ) -> np.ndarray:
     """(unit,) bool: which units are finite on all images; the others are named in a warning."""
@@ -111,7 +114,7 @@ def all_alike(
 
 
 def unit_reasons(
-    activations,  # xarray.DataArray (image, unit), pooled
+    activations: xarray.DataArray,  # (image, unit), pooled
 ) -> np.ndarray:
     """(unit,) text: why a unit cannot be described from its pooled activations; empty for one that can."""
     values = activations.values
@@ -123,7 +126,7 @@ def unit_reasons(
 
 
 def layer_reasons(
-    activations,  # xarray.DataArray (image, unit), pooled, of all units of a layer
+    activations: xarray.DataArray,  # (image, unit), pooled, of all units of a layer
 ) -> np.ndarray:
     """(unit,) text: `unit_reasons`, and that of a unit which is the only one of its layer."""
     reasons = unit_reasons(activations)
@@ -132,7 +135,7 @@ def layer_reasons(
 
 
 def tied(
-    names,  # of what fits equally well, two at least, str
+    names: Sequence[str],  # of what fits equally well, two at least
     count: int,  # how many there are
 ) -> str:
     """The reason of a unit whose description would be whichever stands first in a list."""
@@ -142,27 +145,18 @@ def tied(
 
 def failures_of(
     layer: str,
-    units,  # (unit,) numbers
-    reasons,  # (unit,) text, empty for a described unit
+    units: Iterable[int],
+    reasons: Iterable[str],  # (unit,), empty for a described unit
     step: str,  # at which the unit failed
 ) -> list:
     """The dicts layer, unit, step, reason of the units that have a reason."""
     return [{"layer": layer, "unit": int(unit), "step": step, "reason": reason} for unit, reason in zip(units, reasons) if reason]
 
-
-def without_failed(
-    table: pd.DataFrame,  # columns layer, unit; `.attrs["failures"]`
-    names,  # of the columns that say what a unit's description would be
-) -> pd.DataFrame:
-    """The table with nothing in these columns for the units that failed: evidence that decides nothing is no description."""
-    failed = pd.MultiIndex.from_frame(table[["layer", "unit"]]).isin([(one["layer"], one["unit"]) for one in table.attrs["failures"]])
-    return table.assign(**{name: table[name].where(~failed) for name in names})
-
 # %% ../../nbs/describe/01_descriptions.ipynb #a39701de
 def kept(
     step: str,  # the folder below the cache, e.g. "clip-dissect"
     key: str,  # `content_key` of inputs and settings
-    compute,  # callable without arguments that gives {name: array}
+    compute: Callable[[], dict[str, np.ndarray]],  # gives {name: array}
 ) -> dict:
     """The arrays that `compute()` gives: read from the cache if they are there and sound, else computed, and kept unless one is NaN throughout."""
     path = cache_folder(step) / f"{key}.npz"
@@ -218,8 +212,8 @@ def unguarded(
 
 def write_descriptions(
     descriptions: pd.DataFrame,  # with the columns layer, unit, description, score
-    path,  # the CSV file to write; its folder must exist
-):
+    path: Path | str,  # the CSV file to write; its folder must exist
+) -> None:
     """Write a CSV file with the columns layer, unit, description, similarity; a missing description is an empty field.
 
     A text that a spreadsheet would run as a formula, and the texts nan, NaN, None and <NA>, begin with an apostrophe; `read_descriptions` takes it off.
@@ -231,60 +225,6 @@ def write_descriptions(
     table = descriptions[COLUMNS[:4]].rename(columns={"score": "similarity"})
     with replacing(path) as unfinished:
         guarded(table).to_csv(unfinished, index=False)
-
-# %% ../../nbs/describe/01_descriptions.ipynb #8e5cd4e3
-_KNOWN_AS = {
-    "layer": ["layer"],
-    "unit": ["unit", "neuron id"],
-    "description": ["description", "label", "label 1", "summary"],
-    "score": ["similarity", "score", "iou"],
-}
-
-
-def read_descriptions(
-    path,  # a CSV file of this package or as published by CLIP-Dissect, MILAN, Network Dissection, Describe-and-Dissect
-    method: str | None = None,  # the method's name; the file's name without its suffix if None
-    layer: str | None = None,  # the layer, for a file without a column that says so
-    first: int | None = None,  # the number that the file gives to a layer's first unit, 0 or 1; as its columns say if None
-) -> pd.DataFrame:
-    """The descriptions in a CSV file: a DataFrame with the columns layer, unit, description, score, method.
-
-    A unit may have several rows (MILANNOTATIONS has three); a row with a score that stands twice is dropped, with a warning. Units count from 0;
-    in the files of Network Dissection, known by the columns `category` and `*-iou`, they count from 1 and become ours. Fields may be separated
-    by commas, semicolons or tabs. A field that says nan, NaN, None or <NA> is missing, as an empty one is. Errors: ValueError listing columns
-    found and expected, or naming the line that does not fit; for the columns `category` and `label` without `*-iou`, a unit 0 or `first`; for a
-    number such as 1,234 that may be a thousand.
-    """
-    if first not in (None, 0, 1):
-        raise ValueError(f"first is the number of a layer's first unit in the file, 0 or 1, not {first!r}")
-    path = Path(path)
-    header, rows = _rows(path)
-    names = {ours: next((known for known in _KNOWN_AS[ours] if known in header), None) for ours in _KNOWN_AS}
-    if layer is not None and names["layer"]:
-        raise ValueError(f"{path.name} has a column 'layer' of its own: leave out layer={layer!r}, and choose its rows from the table")
-    lacking = [ours for ours in ("layer", "unit", "description") if names[ours] is None and not (ours == "layer" and layer)]
-    if lacking:
-        raise ValueError(f"{path.name} has the columns {', '.join(header.values())[:200]}; expected layer, unit, description and, if known, "
-                         f"similarity; not found: {', '.join(lacking)}" + ("; give layer=..." if lacking == ["layer"] else ""))
-    columns = {ours: rows[known].map(_field) for ours, known in names.items() if known}
-    first = _first(header, names, columns["unit"], path.name) if first is None else first
-    return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or clean_name(path.stem), path.name, first)
-
-
-def _field(text):
-    return "" if text in _MISSING else clean_text(_unguarded(text)).strip()
-
-
-def _first(header, names, units, file):
-    """The number of a layer's first unit, as far as a file says it. Errors: ValueError for one that may be of Network Dissection or not."""
-    if "category" not in header or names["description"] != "label":
-        return 0
-    if any(name.endswith("-iou") for name in header):
-        return 1
-    if units.str.fullmatch(r"0+(\.0*)?").any():
-        return 0
-    raise ValueError(f"{file} has the columns category and label of Network Dissection, which counts units from 1, but none of its ...-iou: "
-                     "give first=1 if its units count from 1, or first=0 if they count from 0")
 
 # %% ../../nbs/describe/01_descriptions.ipynb #csvcells
 def _rows(path):
@@ -344,3 +284,57 @@ def _score(number, text, file):
     if math.isinf(score):
         raise ValueError(f"{file}, line {number}: {text!r} is no similarity: expected a number")
     return score
+
+# %% ../../nbs/describe/01_descriptions.ipynb #8e5cd4e3
+_KNOWN_AS = {
+    "layer": ["layer"],
+    "unit": ["unit", "neuron id"],
+    "description": ["description", "label", "label 1", "summary"],
+    "score": ["similarity", "score", "iou"],
+}
+
+
+def read_descriptions(
+    path: Path | str,  # a CSV file of this package or as published by CLIP-Dissect, MILAN, Network Dissection, Describe-and-Dissect
+    method: str | None = None,  # the method's name; the file's name without its suffix if None
+    layer: str | None = None,  # the layer, for a file without a column that says so
+    first: int | None = None,  # the number that the file gives to a layer's first unit, 0 or 1; as its columns say if None
+) -> pd.DataFrame:
+    """The descriptions in a CSV file: a DataFrame with the columns layer, unit, description, score, method.
+
+    A unit may have several rows (MILANNOTATIONS has three); a row with a score that stands twice is dropped, with a warning. Units count from 0;
+    in the files of Network Dissection, known by the columns `category` and `*-iou`, they count from 1 and become ours. Fields may be separated
+    by commas, semicolons or tabs. A field that says nan, NaN, None or <NA> is missing, as an empty one is. Errors: ValueError listing columns
+    found and expected, or naming the line that does not fit; for the columns `category` and `label` without `*-iou`, a unit 0 or `first`; for a
+    number such as 1,234 that may be a thousand.
+    """
+    if first not in (None, 0, 1):
+        raise ValueError(f"first is the number of a layer's first unit in the file, 0 or 1, not {first!r}")
+    path = Path(path)
+    header, rows = _rows(path)
+    names = {ours: next((known for known in _KNOWN_AS[ours] if known in header), None) for ours in _KNOWN_AS}
+    if layer is not None and names["layer"]:
+        raise ValueError(f"{path.name} has a column 'layer' of its own: leave out layer={layer!r}, and choose its rows from the table")
+    lacking = [ours for ours in ("layer", "unit", "description") if names[ours] is None and not (ours == "layer" and layer)]
+    if lacking:
+        raise ValueError(f"{path.name} has the columns {', '.join(header.values())[:200]}; expected layer, unit, description and, if known, "
+                         f"similarity; not found: {', '.join(lacking)}" + ("; give layer=..." if lacking == ["layer"] else ""))
+    columns = {ours: rows[known].map(_field) for ours, known in names.items() if known}
+    first = _first(header, names, columns["unit"], path.name) if first is None else first
+    return _as_descriptions({"layer": pd.Series(layer, rows.index), **columns}, method or clean_name(path.stem), path.name, first)
+
+
+def _field(text):
+    return "" if text in _MISSING else clean_text(_unguarded(text)).strip()
+
+
+def _first(header, names, units, file):
+    """The number of a layer's first unit, as far as a file says it. Errors: ValueError for one that may be of Network Dissection or not."""
+    if "category" not in header or names["description"] != "label":
+        return 0
+    if any(name.endswith("-iou") for name in header):
+        return 1
+    if units.str.fullmatch(r"0+(\.0*)?").any():
+        return 0
+    raise ValueError(f"{file} has the columns category and label of Network Dissection, which counts units from 1, but none of its ...-iou: "
+                     "give first=1 if its units count from 1, or first=0 if they count from 0")

@@ -9,6 +9,7 @@ __all__ = ['CaptionCorpus', 'best_captions', 'caption_words', 'word_scores', 'co
 # %% ../../nbs/describe/11_falcon.ipynb #ab21bed2
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from ..basics import clean_text, content_key
@@ -24,9 +26,11 @@ from .descriptions import kept, layer_reasons
 from .method import Method, Trace, needs
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.clip import warn_of_concepts
+from ..foundation.interfaces import ImageTextModel
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
+from ..probe.recording import Recording
 from ..probe.seen import Seen
 
 # %% ../../nbs/describe/11_falcon.ipynb #1fa9621e
@@ -35,7 +39,7 @@ class CaptionCorpus:
 
     def __init__(
         self,
-        source,  # str or Path: a text file of any size, one caption per line; else: a list of captions
+        source: str | Path | Iterable[str],  # a text file of any size, one caption per line, or a list of captions
     ):
         if source is None:
             raise TypeError("expected a caption corpus, a text file or a list of captions, not None")
@@ -52,7 +56,7 @@ class CaptionCorpus:
         if next(iter(self), None) is None:
             raise ValueError(f"an empty caption corpus: no line of {where} has text")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         """The captions in order, without surplus white space and without empty ones; what is not UTF-8 in a file reads as \N{REPLACEMENT CHARACTER}."""
         if isinstance(self.source, Path):
             with self.source.open(encoding="utf-8-sig", errors="replace") as lines:
@@ -68,7 +72,7 @@ class CaptionCorpus:
             digest.update(f"{caption}\n".encode())
         return digest.hexdigest()
 
-    def at(self, positions) -> dict:
+    def at(self, positions: Iterable[int]) -> dict[int, str]:
         """{position: caption} for those of `positions` that there are, counted from 0."""
         wanted = set(positions)
         return {position: caption for position, caption in enumerate(self) if position in wanted}
@@ -80,11 +84,12 @@ _SCALE = 100  # of cosines before the softmax
 def best_captions(
     images: np.ndarray,  # (image, dim) CLIP embeddings, L2-normalised
     corpus: CaptionCorpus,
-    clip,  # CLIP, or anything with `embed_texts` and `device`
+    clip: ImageTextModel,
     count: int = 5,  # captions for each image; all there are, if fewer
-) -> dict:
+) -> dict[str, np.ndarray]:
     """{"positions": (image, count) in the corpus, best first, "similarities": (image, count) softmax(100 * cosine) over the whole corpus}, as the code of
-    Kalibhat et al. (ICML 2023) has it."""
+    Kalibhat et al. (ICML 2023) has it. Source: arXiv:2307.10504.
+    """
     device = "cuda" if "cuda" in str(clip.device) else "cpu"
     images = torch.as_tensor(images, device=device)
     positions, best = torch.zeros((len(images), 0), dtype=torch.int64, device=device), torch.zeros((len(images), 0), device=device)
@@ -96,9 +101,9 @@ def best_captions(
                 warn_of_concepts(clip, block)  # those of the first block stand for a corpus that may not fit in memory
             cosines = images @ torch.as_tensor(clip.embed_texts(block, progress=False), device=device).T
             total = torch.logaddexp(total, (_SCALE * cosines.double()).logsumexp(1, keepdim=True))
-            found = cosines.topk(min(count, len(block)), dim=1)
-            best, order = torch.cat([best, found.values], 1).sort(dim=1, descending=True, stable=True)
-            positions = torch.cat([positions, found.indices + start], 1).gather(1, order)[:, :count]
+            of_block = cosines.topk(min(count, len(block)), dim=1)
+            best, order = torch.cat([best, of_block.values], 1).sort(dim=1, descending=True, stable=True)
+            positions = torch.cat([positions, of_block.indices + start], 1).gather(1, order)[:, :count]
             best, start = best[:, :count], start + len(block)
             bar.update(len(block))
     return {"positions": positions.cpu().numpy(), "similarities": (_SCALE * best.double() - total).exp().cpu().numpy()}
@@ -122,21 +127,21 @@ def _tagger():
 
 def caption_words(
     caption: str,
-) -> dict:
+) -> dict[str, str]:
     """{lemma: "noun", "verb" or "adjective"} of the English words of at least three letters, without stop words and photo words."""
     words = re.findall(r"[a-z]+(?:-[a-z]+)*", caption.lower())
-    found = {}
+    known = {}
     for _, lemma, tag in _tagger().tag_sent(words) if words else []:
         lemma = lemma.lower()
         if tag[:2] in _PARTS and len(lemma) > 2 and lemma not in _SAY_NOTHING:
-            found[lemma] = _PARTS[tag[:2]]
-    return found
+            known[lemma] = _PARTS[tag[:2]]
+    return known
 
 # %% ../../nbs/describe/11_falcon.ipynb #fc66bb57
 def word_scores(
     captions: pd.DataFrame,  # columns image, caption, similarity: the best captions of each image
 ) -> pd.Series:
-    """Word -> score, best first, of equal ones the first in the alphabet."""
+    """Word -> score, best first, of equal ones the first in the alphabet. Source: arXiv:2307.10504, section 3."""
     rows = [(row.image, word, row.similarity) for row in captions.itertuples() for word in caption_words(row.caption)]
     table = pd.DataFrame(rows, columns=["image", "word", "similarity"])
     best = table.groupby(["image", "word"]).similarity.max()
@@ -149,7 +154,7 @@ def counterfactual_images(
     chosen: np.ndarray,  # rows of the unit's exemplars
     count: int = 10,  # at most so many
     resemblance: float = 0.3,  # the least cosine
-) -> tuple:
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows, cosines), best first, of images on which the unit is below its mean and the other units resemble the exemplars."""
     column = activations[:, unit].astype(np.float64)
     parts = activations[:, :unit], activations[:, unit + 1 :]
@@ -166,9 +171,9 @@ def counterfactual_images(
 # %% ../../nbs/describe/11_falcon.ipynb #ec945cec
 def salient_box(
     activation_map: np.ndarray,  # (h, w)
-    size: tuple,  # (width, height) of what the network saw
+    size: tuple[int, int],  # (width, height) of what the network saw
     share: float = 0.6,  # of the map's maximum
-) -> tuple:
+) -> tuple[int, int, int, int]:
     """The largest box (left, top, right, bottom) where the map exceeds a share of its maximum; the whole image if it is nowhere positive."""
     low, high = float(np.min(activation_map)), float(np.max(activation_map))
     if high <= 0 or share * high <= low:
@@ -188,8 +193,8 @@ class FALCONTrace(Trace):
     captions: pd.DataFrame  # image, caption, similarity: of the exemplars
     counterfactual_captions: pd.DataFrame  # image, caption, similarity
     words: pd.DataFrame  # word, score, counterfactual (score), removed; best first
-    method: object = field(repr=False)  # the FALCON that found it
-    images: object = field(repr=False)  # Seen
+    method: "FALCON" = field(repr=False)  # whose settings found it
+    images: Seen = field(repr=False)
 
     @property
     def evidence(self) -> pd.DataFrame:
@@ -200,9 +205,9 @@ class FALCONTrace(Trace):
     def crops(self) -> list:
         """What was captioned: PIL images, in the order of `exemplars`."""
         maps = [None] * len(self.exemplars) if self.maps is None else self.maps
-        return [_cropped(self.images, image, one, self.method.crop) for image, one in zip(self.exemplars.image, maps)]
+        return [_cropped(self.images, image, activation_map, self.method.crop) for image, activation_map in zip(self.exemplars.image, maps)]
 
-    def plot(self):
+    def plot(self) -> Figure:
         """A matplotlib figure: exemplars and counterfactuals with their best captions, and the words with what was removed."""
         return plot_falcon(self)
 
@@ -213,7 +218,7 @@ def _cropped(images, position, activation_map, share):
     return picture if activation_map is None else cut(picture, salient_box(activation_map, picture.size, share)).image
 
 # %% ../../nbs/describe/11_falcon.ipynb #615f234b
-def plot_falcon(trace: FALCONTrace):
+def plot_falcon(trace: FALCONTrace) -> Figure:
     """A matplotlib figure of a trace: see `FALCONTrace.plot`."""
     columns = max(2, len(trace.exemplars), len(trace.counterfactuals))
     figure = new_figure(0.95 * columns, 5)
@@ -254,8 +259,8 @@ class FALCON(Method):
     """
 
     name, label, part = "falcon", "FALCON", 512  # each part compares the whole corpus
-    clip: object = needs()  # CLIP (the paper's is ViT-B/32), or anything with `fingerprint`, `device`, `embed_images` and `embed_texts`
-    captions: object = needs(read=lambda source: source if isinstance(source, CaptionCorpus) else CaptionCorpus(source), repr=False)  # a CaptionCorpus or what it takes: a text file, one caption per line, or a list
+    clip: ImageTextModel = needs()  # the paper's is ViT-B/32
+    captions: CaptionCorpus | str | Path | list[str] = needs(read=lambda source: source if isinstance(source, CaptionCorpus) else CaptionCorpus(source), repr=False)  # a CaptionCorpus or what it takes: a text file, one caption per line, or a list
     exemplars: int = 10  # at most: those whose activation is above the unit's mean
     crop: float | None = 0.6  # share of an activation map's maximum that exemplars are cropped to; None for whole images
     captions_per_image: int = 5
@@ -274,13 +279,13 @@ class FALCON(Method):
         if not isinstance(self.captions, CaptionCorpus):
             object.__setattr__(self, "captions", CaptionCorpus(self.captions))
 
-    def traces(self, recording, layer: str, units, watch=None) -> list:
+    def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[FALCONTrace]:
         """A `FALCONTrace` for each unit, in order."""
         units = np.asarray(units)
-        looked = _looked(self, recording, layer, units)
-        captions = _captioned(self, recording, layer, looked)
+        chosen = _chosen(self, recording, layer, units)
+        captions = _captioned(self, recording, layer, chosen)
         seen = Seen(recording.images, recording.target)
-        return [_worded(self, recording, layer, unit, captions, seen) for unit in looked]
+        return [_worded(self, recording, layer, of_unit, captions, seen) for of_unit in chosen]
 
 # %% ../../nbs/describe/11_falcon.ipynb #23c5079c
 def _frame(*columns):
@@ -293,7 +298,7 @@ _WORDS = [("word", object), ("score", float), ("counterfactual", float), ("remov
 
 
 @dataclass(frozen=True, eq=False)
-class _Looked:
+class _Chosen:
     """The images of one unit, as `FALCONTrace` has them, or the reason why there are none."""
 
     unit: int
@@ -303,14 +308,14 @@ class _Looked:
     counterfactuals: pd.DataFrame = field(default_factory=lambda: _frame(*_SHOWN, ("resemblance", float)))
 
 
-def _looked(method, recording, layer, units):
+def _chosen(method, recording, layer, units):
     """The exemplars and counterfactuals of each unit."""
     values = recording.pooled(layer, method.pool)
     reasons, finite = layer_reasons(values)[units], np.isfinite(values.values).all(0)
-    chosen = units[reasons == ""]
-    best = exemplars(recording, layer, chosen, method.exemplars, pool=method.pool) if len(chosen) else None
+    sound = units[reasons == ""]
+    best = exemplars(recording, layer, sound, method.exemplars, pool=method.pool) if len(sound) else None
     rows = np.cumsum(reasons == "") - 1  # in `best`
-    return [_Looked(int(unit), str(reason)) if reason else _chosen_images(method, int(unit), values[:, finite], best, row)
+    return [_Chosen(int(unit), str(reason)) if reason else _chosen_images(method, int(unit), values[:, finite], best, row)
             for unit, reason, row in zip(units, reasons, rows)]
 
 
@@ -323,15 +328,15 @@ def _chosen_images(method, unit, values, best, row):
     rows, cosines = counterfactual_images(values.values, column, np.searchsorted(values.image.values, images), method.counterfactuals, method.resemblance)
     others = pd.DataFrame({"image": values.image.values[rows], "activation": activations[rows], "resemblance": cosines})
     shown = pd.DataFrame({"image": images, "activation": best.activations[row][above]})
-    return _Looked(unit, "", shown, maps, others)
+    return _Chosen(unit, "", shown, maps, others)
 
 # %% ../../nbs/describe/11_falcon.ipynb #11d57030
-def _captioned(method, recording, layer, looked):
+def _captioned(method, recording, layer, chosen):
     """{(image, unit, or None for a whole image): [(caption, similarity)]}, best first."""
     views = {}
-    for unit in looked:
-        views |= {place: None if unit.maps is None else unit.maps[number] for number, place in enumerate(_places(unit))}
-        views |= {(int(image), None): None for image in unit.counterfactuals.image}
+    for of_unit in chosen:
+        views |= {place: None if of_unit.maps is None else of_unit.maps[number] for number, place in enumerate(_places(of_unit))}
+        views |= {(int(image), None): None for image in of_unit.counterfactuals.image}
     if not views:
         return {}
     places, maps, seen = list(views), list(views.values()), Seen(recording.images, recording.target)
@@ -339,29 +344,29 @@ def _captioned(method, recording, layer, looked):
     pictures = ProbingSet(lambda number: _cropped(seen, places[number][0], maps[number], method.crop), places, lambda: key)
     embedded, corpus = method.clip.embed_images(pictures), method.captions
     key = content_key(best_captions, embedded, corpus.fingerprint, method.clip.fingerprint, method.captions_per_image)
-    found = kept("falcon", key, lambda: best_captions(embedded, corpus, method.clip, method.captions_per_image))
-    texts = corpus.at(found["positions"].ravel().tolist())
+    best = kept("falcon", key, lambda: best_captions(embedded, corpus, method.clip, method.captions_per_image))
+    texts = corpus.at(best["positions"].ravel().tolist())
     return {place: [(texts[position], float(similarity)) for position, similarity in zip(*pair)]
-            for place, *pair in zip(places, found["positions"].tolist(), found["similarities"])}
+            for place, *pair in zip(places, best["positions"].tolist(), best["similarities"])}
 
 
-def _places(looked):
+def _places(chosen):
     """What `_captioned` calls the exemplars of a unit."""
-    return [(int(image), None if looked.maps is None else looked.unit) for image in looked.exemplars.image]
+    return [(int(image), None if chosen.maps is None else chosen.unit) for image in chosen.exemplars.image]
 
 # %% ../../nbs/describe/11_falcon.ipynb #44a77665
-def _worded(method, recording, layer, looked, captions, seen):
+def _worded(method, recording, layer, chosen, captions, seen):
     """The trace of a unit from its images and all captions."""
     tables = {"captions": _frame(*_SAID), "counterfactual_captions": _frame(*_SAID), "words": _frame(*_WORDS)}
-    step, reason = "exemplars", looked.reason
+    step, reason = "exemplars", chosen.reason
     if not reason:
-        ours = _caption_table(_places(looked), captions)
-        theirs = _caption_table([(int(image), None) for image in looked.counterfactuals.image], captions)
+        ours = _caption_table(_places(chosen), captions)
+        theirs = _caption_table([(int(image), None) for image in chosen.counterfactuals.image], captions)
         tables = {"captions": ours, "counterfactual_captions": theirs, "words": _word_table(ours, theirs, method.removed_from)}
         step, reason = "words" if len(ours) else "exemplars", _why_no_words(tables["words"])
     left = tables["words"][~tables["words"].removed.astype(bool)].head(method.labels)
-    images = {"exemplars": looked.exemplars, "maps": looked.maps, "counterfactuals": looked.counterfactuals, "images": seen}
-    return FALCONTrace(recording, layer, looked.unit, list(zip(left.word, left.score)), reason, step, method.pool, method=method, **images, **tables)
+    images = {"exemplars": chosen.exemplars, "maps": chosen.maps, "counterfactuals": chosen.counterfactuals, "images": seen}
+    return FALCONTrace(recording, layer, chosen.unit, list(zip(left.word, left.score)), reason, step, method.pool, method=method, **images, **tables)
 
 
 def _word_table(ours, theirs, removed_from):

@@ -8,7 +8,9 @@ __all__ = ['Formula', 'parse_formula', 'equivalent', 'refuse_formula']
 # %% ../../nbs/describe/05_formulas.ipynb #formimp
 import itertools
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Formula:
             text, last = f"{before} {join} {literal}", join
         return text
 
-    def truth(self, labels) -> np.ndarray:
+    def truth(self, labels: Mapping[str, Any]) -> np.ndarray:
         """(image,) bool, from `labels[label]`, (image,) bool for each label."""
         result = None
         for join, label, negated in self.terms:
@@ -43,7 +45,7 @@ class Formula:
 # %% ../../nbs/describe/05_formulas.ipynb #54bfee7b
 def parse_formula(
     text: str,  # e.g. "(cat OR bird) AND NOT night", as `Formula` prints it
-    concepts=None,  # names it may hold; any if None
+    concepts: Collection[str] | None = None,  # names it may hold; any if None
 ) -> Formula:
     """The formula that a text stands for. Errors: ValueError for a text that no formula prints; KeyError naming the nearest concept."""
     pieces = re.split(r" (AND|OR) ", text)
@@ -73,7 +75,7 @@ def equivalent(
 # %% ../../nbs/describe/05_formulas.ipynb #formref02
 def refuse_formula(
     label: str,
-):
+) -> None:
     """Errors: ValueError for the name of a label that would be read as a formula."""
     if re.search(r" (AND|OR) ", label) or label.startswith(("NOT ", "(")):
         raise ValueError(f"the concept {label!r} would be read as a formula: rename it, without ' AND ', ' OR ', a leading 'NOT ' or bracket")

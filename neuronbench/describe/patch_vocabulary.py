@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROMPT', 'patch_box', 'Patch', 'patches', 'predicted_classes', 'phrases_of', 'ClassVocabulary', 'asked_vocabularies',
-           'write_vocabulary', 'read_vocabulary', 'PatchTrace', 'phrase_scores', 'PatchVocabulary']
+           'write_vocabulary', 'read_vocabulary', 'phrase_scores', 'PatchTrace', 'PatchVocabulary']
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #e6f77ea9
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ..basics import choose, clean_text, content_key, replacing
 from .describe_and_dissect.candidates import cleaned, in_parts, is_refusal, written_lines
@@ -25,13 +28,15 @@ from .method import Method, Trace, needs
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
 from ..foundation.consensus import Consensus
+from ..foundation.interfaces import ImageTextModel, LanguageModel
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
-from ..probe.exemplars import exemplars
+from ..probe.exemplars import Exemplars, exemplars
 from ..probe.hooks import class_scores
 from ..probe.images import ProbingSet
 from ..probe.passes import first_readable
+from ..probe.recording import Recording
 from ..probe.seen import Seen
 from ..probe.target import Target
 
@@ -71,16 +76,16 @@ class Patch:
     position: int  # of the exemplar in the probing set
     activation: float  # of the unit on the whole exemplar
     box: tuple  # (left, top, right, bottom) in the pixels of what the target saw
-    image: object  # PIL image
+    image: Image.Image
 
 
 def patches(
-    recording,
-    best,  # Exemplars
+    recording: Recording,
+    best: Exemplars,
     threshold: float | None = None,  # see `patch_box`
     margin: float = 0.5,
-) -> list:
-    """For each unit of `best` a tuple of its `Patch`es, largest activation first; for a layer without maps they are whole images."""
+) -> list[tuple[Patch, ...]]:
+    """For each unit of `best` its patches, largest activation first; for a layer without maps they are whole images."""
     seen, wanted = Seen(recording.images, recording.target), {}
     for row, rank in zip(*np.nonzero(best.images >= 0)):
         wanted.setdefault(int(best.images[row, rank]), []).append((int(row), int(rank)))
@@ -92,8 +97,8 @@ def patches(
         return {place: Patch(position, float(best.activations[place]), box, picture.crop(box)) for place, box in boxes.items()}
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = {place: patch for part in pool.map(cut, wanted) for place, patch in part.items()}
-    return [tuple(found[row, rank] for rank in np.flatnonzero(best.images[row] >= 0)) for row in range(len(best.units))]
+        cuts = {place: patch for part in pool.map(cut, wanted) for place, patch in part.items()}
+    return [tuple(cuts[row, rank] for rank in np.flatnonzero(best.images[row] >= 0)) for row in range(len(best.units))]
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #f76eb609
 class _Whole(torch.nn.Module):
@@ -120,9 +125,9 @@ def _whole(recording):
 
 
 def predicted_classes(
-    recording,
-    positions,  # of images in the probing set, iterable of int
-) -> dict:
+    recording: Recording,
+    positions: Iterable[int],  # of images in the probing set
+) -> dict[int, str]:
     """{position: name of the class with the highest score}.
 
     Errors: ValueError for a target without class names, with another number of them than its network has outputs, or whose network gives no class scores.
@@ -182,12 +187,12 @@ def _understood(name, answer):
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #8e3cbd4a
 def asked_vocabularies(
-    classes,  # names, iterable of str
-    by_hand: dict,  # {class: phrases}
-    chat,  # a chat model, or None
-    request,  # callable: name of a class -> Request
-) -> dict:
-    """{class: `ClassVocabulary`} by hand, or by the chat model; a class that neither knows has a problem instead of phrases."""
+    classes: Iterable[str],  # names
+    by_hand: Mapping[str, Sequence[str]],  # {class: phrases}
+    chat: LanguageModel | None,
+    request: Callable[[str], Request],  # of the name of a class
+) -> dict[str, ClassVocabulary]:
+    """What is known of each class, by hand, or by the chat model; a class that neither knows has a problem instead of phrases."""
     known = {name: ClassVocabulary(name, tuple(by_hand[name]), model="by hand") for name in classes if name in by_hand}
     asked = [name for name in classes if name not in known]
     if chat is None:
@@ -204,9 +209,9 @@ def _not_by_hand(name, by_hand):
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #02ce9ca7
 def write_vocabulary(
-    vocabulary: dict,  # {class: phrases}
-    path,  # of a CSV file, replaced if it is there
-):
+    vocabulary: Mapping[str, Sequence[str]],  # {class: phrases}
+    path: Path | str,  # of a CSV file, replaced if it is there
+) -> None:
     """Write a CSV file with the columns class, phrase: one row for each phrase, one with an empty phrase for a class without any."""
     rows = [(name, phrase) for name, phrases in _checked(vocabulary).items() for phrase in phrases or ("",)]
     with replacing(path) as unfinished:
@@ -214,8 +219,8 @@ def write_vocabulary(
 
 
 def read_vocabulary(
-    path,  # of a CSV file with the columns class, phrase
-) -> dict:
+    path: Path | str,  # of a CSV file with the columns class, phrase
+) -> dict[str, tuple[str, ...]]:
     """{class: phrases}. Errors: FileNotFoundError; ValueError listing the columns found and expected."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if missing := [name for name in ("class", "phrase") if name not in table]:
@@ -231,6 +236,17 @@ def _checked(vocabulary):
         if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
             raise TypeError(f"the phrases of class {name!r} are a list of texts, not {phrases!r}")
     return {str(name): tuple(dict.fromkeys(filter(None, (" ".join(clean_text(phrase).split()) for phrase in phrases)))) for name, phrases in vocabulary.items()}
+
+# %% ../../nbs/describe/09_patch_vocabulary.ipynb #phrscore
+def phrase_scores(
+    cosines: pd.DataFrame,  # (patch, phrase)
+    vocabularies: tuple,  # of `ClassVocabulary`
+) -> pd.DataFrame:
+    """Columns phrase, score (mean cosine with the patches), classes (those whose vocabulary has it); best first."""
+    means = cosines.mean(axis=0)
+    classes = [", ".join(each.name for each in vocabularies if phrase in each.phrases) for phrase in means.index]
+    table = pd.DataFrame({"phrase": list(means.index), "score": means.values, "classes": classes})
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #68fd312d
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -252,20 +268,9 @@ class PatchTrace(Trace):
         """Columns image, activation, box: the exemplars of the patches, and where in them the patches are."""
         return pd.DataFrame([(patch.position, patch.activation, patch.box) for patch in self.patches], columns=["image", "activation", "box"])
 
-    def plot(self):
+    def plot(self) -> Figure:
         """A matplotlib figure: the patches with the predicted classes, and the best phrases with the classes they come from."""
         return _plot_trace(self)
-
-
-def phrase_scores(
-    cosines: pd.DataFrame,  # (patch, phrase)
-    vocabularies: tuple,  # of `ClassVocabulary`
-) -> pd.DataFrame:
-    """Columns phrase, score (mean cosine with the patches), classes (those whose vocabulary has it); best first."""
-    means = cosines.mean(axis=0)
-    classes = [", ".join(each.name for each in vocabularies if phrase in each.phrases) for phrase in means.index]
-    table = pd.DataFrame({"phrase": list(means.index), "score": means.values, "classes": classes})
-    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #68fd312f
 def _plot_trace(trace, phrases=8):
@@ -282,6 +287,42 @@ def _plot_trace(trace, phrases=8):
     figure.suptitle(wrapped(repr(trace), 100, 1), fontsize=8, parse_math=False)
     return figure
 
+# %% ../../nbs/describe/09_patch_vocabulary.ipynb #e6457231
+def _matched(patches_of_units, seen_as, known, clip):
+    """The parts of each unit's `PatchTrace`."""
+    phrases = {phrase: phrase for vocabulary in known.values() for phrase in vocabulary.phrases}
+    warn_of_concepts(clip, phrases)
+    images = _embedded({(patch.position, patch.box): patch.image for of_unit in patches_of_units for patch in of_unit}, clip.embed_images)
+    texts = _embedded(phrases, clip.embed_texts)
+    return [_parts(of_unit, seen_as, known, images, texts) for of_unit in patches_of_units]
+
+
+def _embedded(distinct, embed):
+    """{key: vector} of {key: image or phrase}."""
+    return dict(zip(distinct, embed(list(distinct.values()), progress=False), strict=True)) if distinct else {}
+
+
+def _parts(of_unit, seen_as, known, images, texts):
+    """The parts of one unit's trace from its patches and all vectors."""
+    classes = tuple(seen_as[patch.position] for patch in of_unit)
+    names = sorted(dict.fromkeys(classes), key=lambda name: -classes.count(name))
+    phrases = list(dict.fromkeys(phrase for name in names for phrase in known[name].phrases))
+    cosines = np.zeros((len(of_unit), len(phrases)))
+    if cosines.size:
+        cosines = np.stack([images[patch.position, patch.box] for patch in of_unit]) @ np.stack([texts[phrase] for phrase in phrases]).T
+    return {"patches": of_unit, "classes": classes, "vocabularies": tuple(known[name] for name in names), "cosines": pd.DataFrame(cosines, columns=phrases)}
+
+# %% ../../nbs/describe/09_patch_vocabulary.ipynb #tracedc1
+def _traced(recording, layer, unit, pool, parts, reason):
+    """The trace of a unit from its parts, which are empty where there is a reason."""
+    if reason:
+        return PatchTrace(recording, layer, unit, (), reason, "exemplars", pool)
+    if not parts["cosines"].size:
+        said = "; ".join(f"{vocabulary.name}: {vocabulary.problem or 'its vocabulary is empty'}" for vocabulary in parts["vocabularies"])
+        return PatchTrace(recording, layer, unit, (), said, "vocabulary", pool, **parts)
+    best = phrase_scores(parts["cosines"], parts["vocabularies"]).iloc[0]
+    return PatchTrace(recording, layer, unit, [(best.phrase, best.score)], pool=pool, **parts)
+
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #561777a1
 @dataclass(frozen=True, eq=False)
 class PatchVocabulary(Method):
@@ -292,9 +333,9 @@ class PatchVocabulary(Method):
     """
 
     name, label, part = "patch-vocabulary", "PatchVocabulary", 256
-    clip: object = needs()  # CLIP ("ViT-B-32" in the paper), or anything with `embed_images` and `embed_texts`
-    chat: object = needs(default=None)  # Chat, LocalChat, or anything with `answers`: asked for the classes that `vocabulary` lacks
-    vocabulary: object = needs(optional=True, default=None, repr=False)  # made by hand: {class: phrases}, or a CSV file as `write_vocabulary` makes it
+    clip: ImageTextModel = needs()  # "ViT-B-32" in the paper
+    chat: LanguageModel | None = needs(default=None)  # asked for the classes that `vocabulary` lacks
+    vocabulary: Mapping[str, Sequence[str]] | str | Path | None = needs(optional=True, default=None, repr=False)  # made by hand: {class: phrases}, or a CSV file as `write_vocabulary` makes it
     exemplars: int = 10
     threshold: float | None = None  # of the map, 0..255 of its own range; Otsu's if None
     margin: float = 0.5  # around the region, on each side, as a share of its width and height
@@ -316,61 +357,28 @@ class PatchVocabulary(Method):
         CropSettings(threshold=self.threshold)  # it says what is wrong with a threshold
 
     @classmethod
-    def check_given(cls, given, target, images):
+    def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:
         """Errors: ValueError for a target without class names, and where a consensus would have to know what is seen of a class."""
         if not target.classes:
             raise ValueError("patch-vocabulary makes its vocabulary by class, and this network has no class names: give Target(..., classes=[...]), the names of its outputs")
         if isinstance(given.get("chat"), Consensus) and not given.get("vocabulary"):
             raise ValueError("patch-vocabulary asks what is seen of a class, which a consensus cannot tell: give Workbench(vocabulary=...) or a language model as chat=...")
 
-    def traces(self, recording, layer: str, units, watch=None) -> list:
+    def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[PatchTrace]:
         """A `PatchTrace` for each unit, in order."""
         units = np.asarray(units)
         _whole(recording)  # it says what is missing before anything is looked at
         reasons = layer_reasons(recording.pooled(layer, self.pool))[units]
         best = exemplars(recording, layer, units[reasons == ""], self.exemplars, pool=self.pool)
-        found = patches(recording, best, self.threshold, self.margin)
         seen_as = predicted_classes(recording, best.images[best.images >= 0])
         known = self.vocabularies(dict.fromkeys(seen_as.values()))
-        images = _embedded({(patch.position, patch.box): patch.image for each in found for patch in each}, self.clip.embed_images)
-        phrases = {phrase: phrase for each in known.values() for phrase in each.phrases}
-        warn_of_concepts(self.clip, phrases)
-        texts = _embedded(phrases, self.clip.embed_texts)
-        parts = {int(unit): _matched(of_unit, seen_as, known, images, texts) for unit, of_unit in zip(best.units, found)}
-        return [self._trace(recording, layer, unit, parts.get(unit, {}), reason) for unit, reason in zip(units.tolist(), reasons)]
+        parts = dict(zip(best.units.tolist(), _matched(patches(recording, best, self.threshold, self.margin), seen_as, known, self.clip)))
+        return [_traced(recording, layer, unit, self.pool, parts.get(unit, {}), reason) for unit, reason in zip(units.tolist(), reasons)]
 
-    def _trace(self, recording, layer, unit, parts, reason):
-        if reason:
-            return PatchTrace(recording, layer, unit, (), reason, "exemplars", self.pool)
-        if not parts["cosines"].size:
-            said = "; ".join(f"{each.name}: {each.problem or 'its vocabulary is empty'}" for each in parts["vocabularies"])
-            return PatchTrace(recording, layer, unit, (), said, "vocabulary", self.pool, **parts)
-        best = phrase_scores(parts["cosines"], parts["vocabularies"]).iloc[0]
-        return PatchTrace(recording, layer, unit, [(best.phrase, best.score)], pool=self.pool, **parts)
-
-    def vocabularies(
-        self,
-        classes,  # names, iterable of str
-    ) -> dict:
-        """{class: `ClassVocabulary`}: made by hand, or asked for; each class is asked for once, ever. A refusal is its outcome."""
+    def vocabularies(self, classes: Iterable[str]) -> dict[str, ClassVocabulary]:
+        """What is known of each class: made by hand, or asked for; each class is asked for once, ever. A refusal is its outcome."""
         return asked_vocabularies(classes, self.vocabulary, self.chat, self._request)
 
     def _request(self, name):
         question = self.prompt.replace("{class}", " ".join(name.split()))
         return Request(({"role": "user", "content": question},), self.temperature, self.max_tokens, self.seed, "phrases")
-
-# %% ../../nbs/describe/09_patch_vocabulary.ipynb #e6457231
-def _embedded(distinct, embed):
-    """{key: vector} of {key: image or phrase}."""
-    return dict(zip(distinct, embed(list(distinct.values()), progress=False), strict=True)) if distinct else {}
-
-
-def _matched(patches_of_unit, seen_as, known, images, texts):
-    """The parts of a unit's `PatchTrace`."""
-    classes = tuple(seen_as[patch.position] for patch in patches_of_unit)
-    names = sorted(dict.fromkeys(classes), key=lambda name: -classes.count(name))
-    phrases = list(dict.fromkeys(phrase for name in names for phrase in known[name].phrases))
-    cosines = np.zeros((len(patches_of_unit), len(phrases)))
-    if cosines.size:
-        cosines = np.stack([images[patch.position, patch.box] for patch in patches_of_unit]) @ np.stack([texts[phrase] for phrase in phrases]).T
-    return {"patches": patches_of_unit, "classes": classes, "vocabularies": tuple(known[name] for name in names), "cosines": pd.DataFrame(cosines, columns=phrases)}

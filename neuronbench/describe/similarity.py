@@ -98,30 +98,6 @@ def _each(work, items, device):
     finally:
         torch.set_num_threads(threads)  # what a worker sets is also the default of threads made later
 
-# %% ../../nbs/describe/04_similarity.ipynb #91952639
-def cos(
-    concept_scores: ConceptScores,
-    activations: Activations,
-) -> Float[torch.Tensor, "unit concept"]:
-    """Cosine of each unit's activations and each concept's scores: (unit, concept). CLIP-Dissect, section 3.
-
-    A column of zeros has similarity 0. Errors: ValueError on shapes that do not match and values that are not finite.
-    """
-    concept_scores, activations = _checked(concept_scores, activations)
-    return _cosines_of_columns(concept_scores, activations, lambda columns: columns, smallest_norm=1e-12)
-
-
-def cos_cubed(
-    concept_scores: ConceptScores,
-    activations: Activations,
-) -> Float[torch.Tensor, "unit concept"]:
-    """Cosine of the cubes of centred columns, norms not below 1e-3: (unit, concept). CLIP-Dissect, section 3.
-
-    Errors: ValueError on shapes that do not match and values that are not finite.
-    """
-    concept_scores, activations = _checked(concept_scores, activations)
-    return _cosines_of_columns(concept_scores, activations, lambda columns: (columns - columns.mean(0)) ** 3, smallest_norm=1e-3)
-
 # %% ../../nbs/describe/04_similarity.ipynb #2b53445d
 def _cosines_of_columns(concept_scores, activations, prepare, smallest_norm):
     def scaled(columns):
@@ -137,6 +113,30 @@ def _cosines_of_columns(concept_scores, activations, prepare, smallest_norm):
 
     list(_each(compare, _blocks(concepts, images, activations.device), activations.device))
     return similarity
+
+# %% ../../nbs/describe/04_similarity.ipynb #91952639
+def cos(
+    concept_scores: ConceptScores,
+    activations: Activations,
+) -> Float[torch.Tensor, "unit concept"]:
+    """Cosine of each unit's activations and each concept's scores: (unit, concept). Source: arXiv:2204.10965, section 3.
+
+    A column of zeros has similarity 0. Errors: ValueError on shapes that do not match and values that are not finite.
+    """
+    concept_scores, activations = _checked(concept_scores, activations)
+    return _cosines_of_columns(concept_scores, activations, lambda columns: columns, smallest_norm=1e-12)
+
+
+def cos_cubed(
+    concept_scores: ConceptScores,
+    activations: Activations,
+) -> Float[torch.Tensor, "unit concept"]:
+    """Cosine of the cubes of centred columns, norms not below 1e-3: (unit, concept). Source: arXiv:2204.10965, section 3.
+
+    Errors: ValueError on shapes that do not match and values that are not finite.
+    """
+    concept_scores, activations = _checked(concept_scores, activations)
+    return _cosines_of_columns(concept_scores, activations, lambda columns: (columns - columns.mean(0)) ** 3, smallest_norm=1e-3)
 
 # %% ../../nbs/describe/04_similarity.ipynb #7e4b7e68
 def _largest(activations, k):
@@ -194,11 +194,11 @@ def _sum_over_top_images(concept_scores, activations, log_total, terms, weights,
 def wpmi(
     concept_scores: ConceptScores,
     activations: Activations,  # of all units of the layer: the prior is over them
-    top_k=28,  # the unit's top images that count; all images if there are fewer
-    a=2,  # sharpness of the softmax over concepts
-    lam=0.6,  # weight of the prior
+    top_k: int = 28,  # the unit's top images that count; all images if there are fewer
+    a: float = 2,  # sharpness of the softmax over concepts
+    lam: float = 0.6,  # weight of the prior
 ) -> Float[torch.Tensor, "unit concept"]:
-    """Weighted pointwise mutual information of each unit and concept: (unit, concept). CLIP-Dissect, section 3.
+    """Weighted pointwise mutual information of each unit and concept: (unit, concept). Source: arXiv:2204.10965, section 3.
 
     L[u, c] = sum over the top_k images i of u of log(q[i, c] + 1e-7); score = L - lam * (logsumexp over u of L - log U).
     Errors: ValueError on shapes that do not match and values that are not finite.
@@ -237,13 +237,13 @@ def _chebyshev_table(log_q, degree, c, reach):
 def soft_wpmi(
     concept_scores: ConceptScores,
     activations: Activations,  # of all units of the layer: the prior is over them
-    top_k=100,  # the unit's top images that count; all images if there are fewer
-    a=10,  # sharpness of the softmax over concepts
-    lam=1,  # weight of the prior
-    p_start=0.998,  # probability that the unit's first image belongs to it
-    p_end=0.97,  # where that probability falls to, linearly in the rank
+    top_k: int = 100,  # the unit's top images that count; all images if there are fewer
+    a: float = 10,  # sharpness of the softmax over concepts
+    lam: float = 1,  # weight of the prior
+    p_start: float = 0.998,  # probability that the unit's first image belongs to it
+    p_end: float = 0.97,  # where that probability falls to, linearly in the rank
 ) -> Float[torch.Tensor, "unit concept"]:
-    """Soft weighted pointwise mutual information of each unit and concept: (unit, concept). CLIP-Dissect, section 3.
+    """Soft weighted pointwise mutual information of each unit and concept: (unit, concept). Source: arXiv:2204.10965, section 3.
 
     L[u, c] = sum over k < top_k of log(1 + p_k (q[i_k, c] - 1) + 1e-7), with i_k the k-th image of u and
     p_k = p_start - k / top_k (p_start - p_end); score = L - lam * (logsumexp over u of L - log U).
@@ -285,16 +285,30 @@ def _others(values):
     after = torch.cat([values.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
     return torch.logaddexp(before, after)
 
+# %% ../../nbs/describe/04_similarity.ipynb #85d762d6
+def _zero_to_one(rising):
+    """Rows in rising order, scaled to 0..1: the score does not depend on scale, and small values keep their cubes."""
+    lowest, highest = rising[:, :1], rising[:, -1:]
+    return (rising - lowest) / (highest - lowest).clamp_min(torch.finfo(rising.dtype).tiny)
+
+
+def _random_order_error(rising, p, seed):
+    """mean |a - random order of a|^p over five random orders: (unit,). Not zero, also where all activations are equal."""
+    rng = np.random.default_rng(seed)
+    orders = torch.as_tensor(np.stack([rng.permutation(rising.shape[1]) for _ in range(5)]), device=rising.device)
+    errors = torch.stack([(rising - rising[:, order]).abs().pow(p).mean(1) for order in orders])
+    return errors.mean(0).clamp_min(torch.finfo(rising.dtype).tiny)
+
 # %% ../../nbs/describe/04_similarity.ipynb #49c8a3b8
 def rank_reorder(
     concept_scores: ConceptScores,
     activations: Activations,
-    p=3,  # power of the differences
-    top_fraction=0.05,  # share of the images that count
-    scale_p=0.5,  # power of the concept's mean score
-    seed=0,  # of the five random orders, the same for all units
+    p: float = 3,  # power of the differences
+    top_fraction: float = 0.05,  # share of the images that count
+    scale_p: float = 0.5,  # power of the concept's mean score
+    seed: int = 0,  # of the five random orders, the same for all units
 ) -> Float[torch.Tensor, "unit concept"]:
-    """How well each concept's scores restore the order of each unit's top images: (unit, concept). CLIP-Dissect, section 3.
+    """How well each concept's scores restore the order of each unit's top images: (unit, concept). Source: arXiv:2204.10965, section 3.
 
     score = - (mean |a - a'|^p / mean |a - random order of a|^p) / (mean concept score)^scale_p, where a' are the sorted
     activations in the order of the concept's scores. Errors: ValueError on shapes that do not match, values that are not
@@ -319,20 +333,6 @@ def rank_reorder(
 
     list(_each(compare, _blocks(concepts, images, activations.device), activations.device))
     return similarity
-
-# %% ../../nbs/describe/04_similarity.ipynb #85d762d6
-def _zero_to_one(rising):
-    """Rows in rising order, scaled to 0..1: the score does not depend on scale, and small values keep their cubes."""
-    lowest, highest = rising[:, :1], rising[:, -1:]
-    return (rising - lowest) / (highest - lowest).clamp_min(torch.finfo(rising.dtype).tiny)
-
-
-def _random_order_error(rising, p, seed):
-    """mean |a - random order of a|^p over five random orders: (unit,). Not zero, also where all activations are equal."""
-    rng = np.random.default_rng(seed)
-    orders = torch.as_tensor(np.stack([rng.permutation(rising.shape[1]) for _ in range(5)]), device=rising.device)
-    errors = torch.stack([(rising - rising[:, order]).abs().pow(p).mean(1) for order in orders])
-    return errors.mean(0).clamp_min(torch.finfo(rising.dtype).tiny)
 
 # %% ../../nbs/describe/04_similarity.ipynb #682f1ed6
 SIMILARITIES = {function.__name__: function for function in (soft_wpmi, wpmi, cos, cos_cubed, rank_reorder)}

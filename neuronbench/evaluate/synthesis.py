@@ -73,7 +73,7 @@ class Synthesis(Measure):
     def _of_layer(self, layer, rows, recording):
         studio = Studio(self.painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer, self.pool)), self.count)
         prompts = rows.description.map(lambda text: prompted(self.prompt, text))
-        painted, controls = studio.look(prompts, self.watch), recording.pooled(layer, self.pool).values
+        painted, controls = studio.record(prompts, self.watch), recording.pooled(layer, self.pool).values
         values = [_against_controls(painted[prompt][0], controls, unit) for prompt, unit in zip(prompts, rows.unit)]
         table = rows.assign(**pd.DataFrame(values, rows.index, ["painted", "CoSy AUC", "CoSy MAD", "reason"]))
         return table.assign(reason=[studio.problems.get(prompt, why) if why == _NO_IMAGE else why for prompt, why in zip(prompts, table.reason)])

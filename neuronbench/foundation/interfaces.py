@@ -150,4 +150,4 @@ def check_model(
     missing = lacking(model, interface)
     if missing:
         what = f"which cannot {missing[0]}()" if callable(getattr(interface, missing[0], None)) else f"which has no {missing[0]}"
-        raise TypeError(f"{name} is {model!r}, {what}: expected a model such as nb.{EXAMPLES[interface]}")
+        raise TypeError(f"{name} is {model!r:.80}, {what}: expected a model such as nb.{EXAMPLES[interface]}")

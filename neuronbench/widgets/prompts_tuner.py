@@ -206,7 +206,7 @@ class PromptsCost(PromptVersions):
 
     def keep_captions(self, keys: list[tuple], traces: list):
         """Know the captions of these traces, and count anew."""
-        self._captions |= dict(zip(keys, (list(trace.found.captions) for trace in traces)))
+        self._captions |= dict(zip(keys, (list(trace.proposed.captions) for trace in traces)))
         self._estimate()
 
     def _estimate(self):

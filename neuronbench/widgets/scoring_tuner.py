@@ -50,10 +50,11 @@ def painted_message(
     trace: DescribeAndDissectTrace,  # with painted images
 ) -> tuple[dict, list[bytes]]:
     """(content, buffers): the candidates, which of their images there are, and all pictures as JPEG files, the exemplars' first."""
-    images = [trace.painted_images.get(candidate, []) for candidate in trace.found.candidates]
+    images = [trace.painted_images.get(candidate, []) for candidate in trace.proposed.candidates]
     shown = trace.augmented.images
-    content = {"kind": "painted", "candidates": list(trace.found.candidates), "counts": [list(range(len(own))) for own in images], "exemplars": len(shown)}
+    content = {"kind": "painted", "candidates": list(trace.proposed.candidates), "counts": [list(range(len(own))) for own in images], "exemplars": len(shown)}
     return content, [_thumbnail(image) for own in (shown, *images) for image in own]
+
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #scomsg02
 def scores_message(
@@ -69,9 +70,9 @@ def scores_message(
     given = trace.painted.activations[:, :count], trace.painted.embeddings[:, :count], trace.painted.exemplars, beta, t
     columns = score_columns(functions.values(), *given)
     column = next(one for one in columns if one["name"] == chosen)
-    scores = column["scores"] or [None] * len(trace.found.candidates)
+    scores = column["scores"] or [None] * len(trace.proposed.candidates)
     order = sorted(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0.0)))
-    why = column["error"] or reason(chosen, scores, trace.found.candidates, *given)
+    why = column["error"] or reason(chosen, scores, trace.proposed.candidates, *given)
     images = ordered_images(given[0], images_that_count(chosen, beta, t))
     return {"kind": "scores", "key": key, "columns": columns, "chosen": chosen, "order": order, "winner": column["best"], "images": images, "reason": why}
 
@@ -170,7 +171,7 @@ class UnitTraces(ScoringEditor):
 
 def is_painted(trace: DescribeAndDissectTrace | None) -> bool:
     """Whether a trace has painted images to show."""
-    return trace is not None and trace.painted is not None and len(trace.painted.problems) < len(trace.found.candidates)
+    return trace is not None and trace.painted is not None and len(trace.painted.problems) < len(trace.proposed.candidates)
 
 # %% ../../nbs/widgets/07_scoring_tuner.ipynb #scotun03
 class ScoringTuner(UnitTraces):

@@ -6,17 +6,20 @@
 __all__ = ['Augmented', 'augment']
 
 # %% ../../../nbs/describe/describe_and_dissect/03_augmentation.ipynb #bf1dd721
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ...basics import content_key
 from ..descriptions import unit_reasons
 from ...probe.activations import LayerActivations
 from ...probe.crops import CropSettings, crop_steps, cut
 from ...probe.images import CHANNELS, ProbingSet
+from ...probe.recording import Recording
 from ...probe.regions import exemplar_pictures
 
 # %% ../../../nbs/describe/describe_and_dissect/03_augmentation.ipynb #96154e03
@@ -33,14 +36,14 @@ def _boxes(
             for row, pairs in shown.items()}
 
 # %% ../../../nbs/describe/describe_and_dissect/03_augmentation.ipynb #98cb8428
-def _record_crops(recording, look, pictures, wanted, size, watch):
+def _record_crops(recording, activations, pictures, wanted, size, watch):
     """{(image, box): (U,) activations of all units} of the distinct crops `wanted`."""
     channels = next((picture.info[CHANNELS] for picture in pictures.values() if CHANNELS in picture.info), None)
     if channels and wanted:
         raise ValueError(f"the network takes arrays of {channels[0]} channels, and crops are cut from pictures of them: give crops=None")
     keys = [content_key("seen crop", recording.fingerprint, image, box, size) for image, box in wanted]
     crops = ProbingSet(lambda position: cut(pictures[wanted[position][0]], wanted[position][1]).image, keys, str)
-    return dict(zip(wanted, look(crops, keys, watch), strict=True))
+    return dict(zip(wanted, activations(crops, keys, watch), strict=True))
 
 # %% ../../../nbs/describe/describe_and_dissect/03_augmentation.ipynb #57ae09e4
 def _union(
@@ -65,7 +68,7 @@ class Augmented:
     exemplars: np.ndarray  # (k,) positions in the probing set, largest activation first
     maps: np.ndarray | None  # (k, h, w) activation maps, or None for a layer without any
     union: pd.DataFrame  # image, box, activation, chosen
-    images: list  # PIL images of the chosen ones, in the union's order
+    images: list[Image.Image]  # of the chosen ones, in the union's order
     pictures: dict  # {position in the probing set: square PIL image} of the exemplars
     settings: CropSettings | None
     note: str  # why there are no crops; empty if there are
@@ -83,36 +86,28 @@ class Augmented:
             return []
         return [crop_steps(activation_map, self.pictures[int(image)].size, self.settings) for image, activation_map in zip(self.exemplars, self.maps)]
 
-
-def _why_none(maps, crops, layer, found, reason):
-    if reason or crops is None:
-        return reason or "crops are switched off"
-    if maps is None:
-        return f"layer {layer!r} has no spatial map, so there is nothing to crop"
-    return "" if found else "no region of the activation maps stands out"
-
 # %% ../../../nbs/describe/describe_and_dissect/03_augmentation.ipynb #6bd1fc04
 def augment(
-    recording,
+    recording: Recording,
     layer: str,
-    units,  # numbers of units
+    units: Iterable[int],
     k: int = 10,  # exemplars, and how many of the union go on
     crops: CropSettings | None = CropSettings(),  # None for no crops
     size: int = 375,  # of the squares that exemplars are resized to, in pixels
-    watch=None,  # callable: (crops done, crops to do)
-    look: LayerActivations | None = None,  # sees the crops, and its pooling ranks the images; of the recording's target and the layer's default pooling if None
-) -> list:
-    """An `Augmented` for each unit (Describe-and-Dissect, section 3.1); its union is empty for a unit that tells no images apart, see `unit_reasons`.
+    watch: Callable[[int, int], None] | None = None,  # (crops done, crops to do)
+    activations: LayerActivations | None = None,  # records the crops, and its pooling ranks the images; of the recording's target and the layer's default pooling if None
+) -> list[Augmented]:
+    """What is captioned of each unit; the union is empty for a unit that tells no images apart, see `unit_reasons`.
 
-    Each distinct crop is seen once by the target, in full batches, ever. Errors: those of `exemplars`.
+    Each distinct crop is seen once by the target, in full batches, ever. Source: arXiv:2403.13771, section 3.1. Errors: those of `exemplars`.
     """
-    look = look or LayerActivations(recording.target, layer, recording.pool_of(layer))
-    pool = recording.pool_of(layer, look.pool)
+    activations = activations or LayerActivations(recording.target, layer, recording.pool_of(layer))
+    pool = recording.pool_of(layer, activations.pool)
     best, pictures = exemplar_pictures(recording, layer, units, k, size, pool)
     reasons = unit_reasons(recording.pooled(layer, pool)[:, best.units])
-    boxes = {row: [] if reasons[row] else own for row, own in _boxes(best, size, crops).items()}
+    boxes = {row: [] if reasons[row] else pairs for row, pairs in _boxes(best, size, crops).items()}
     wanted = sorted({pair for pairs in boxes.values() for pair in pairs})
-    values = _record_crops(recording, look, pictures, wanted, size, watch)
+    values = _record_crops(recording, activations, pictures, wanted, size, watch)
     return [_augmented(best, row, boxes[row], {pair: values[pair][unit] for pair in boxes[row]}, pictures, k, crops, str(reasons[row]))
             for row, unit in enumerate(best.units)]
 
@@ -122,5 +117,13 @@ def _augmented(best, row, boxes, values, pictures, k, crops, reason):
     union = _union([] if reason else positions, best.activations[row], boxes, values, k)
     images = [cut(pictures[image], box).image if box else pictures[image] for image, box in union[union.chosen][["image", "box"]].values]
     maps = None if best.maps is None else best.maps[row][: len(positions)]
-    own = {int(image): pictures[int(image)] for image in positions}
-    return Augmented(positions, maps, union, images, own, crops, _why_none(maps, crops, best.layer, boxes, reason), reason)
+    of_unit = {int(image): pictures[int(image)] for image in positions}
+    return Augmented(positions, maps, union, images, of_unit, crops, _why_none(maps, crops, best.layer, boxes, reason), reason)
+
+
+def _why_none(maps, crops, layer, boxes, reason):
+    if reason or crops is None:
+        return reason or "crops are switched off"
+    if maps is None:
+        return f"layer {layer!r} has no spatial map, so there is nothing to crop"
+    return "" if boxes else "no region of the activation maps stands out"

@@ -8,6 +8,7 @@ __all__ = ['written_lines', 'cleaned', 'is_refusal', 'Exchange', 'in_parts', 'As
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #cff3b916
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -117,10 +118,10 @@ class Exchange:
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #a5be9a4e
 def in_parts(
-    items,  # sequence
-    answer,  # callable: list of items -> list of results
+    items: Iterable,
+    answer: Callable[[list], list],  # results for a list of items
     size: int,  # of a part
-    watch=None,  # callable: (items done, items to do), called after each part; what it raises stops the work
+    watch: Callable[[int, int], None] | None = None,  # (items done, items to do), called after each part; what it raises stops the work
 ) -> list:
     """The results of `answer`, called on one part of the items after the other."""
     items, results = list(items), []
@@ -133,10 +134,10 @@ def in_parts(
 
 def _exchanges(chat, step, requests, watch):
     """An `Exchange` for each request, in lists as `requests` has them, one list for each unit."""
-    flat = [request for own in requests for request in own]
+    flat = [request for of_unit in requests for request in of_unit]
     answers = in_parts(flat, lambda part: chat.answers(part, progress=False), 64, watch and (lambda *counts: watch(step, *counts)))
     exchanges = (Exchange(step, request.messages, answer.text, answer.error, answer.model) for request, answer in zip(flat, answers, strict=True))
-    return [list(islice(exchanges, len(own))) for own in requests]
+    return [list(islice(exchanges, len(of_unit))) for of_unit in requests]
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #c68574ff
 @dataclass(frozen=True)
@@ -148,11 +149,11 @@ class Asking:
     count: int = 5  # summaries, each in its own order
     seed: int = 0
 
-    def simplify(self, captions) -> list:
+    def simplify(self, captions: Iterable[str]) -> list[Request]:
         """A request for each caption."""
         return [Request(self.prompts.simplifying(caption), self.temperature, seed=self.seed, form="label", texts=(caption,)) for caption in captions]
 
-    def summarise(self, descriptions) -> list:
+    def summarise(self, descriptions: Sequence[str]) -> list[Request]:
         """`count` requests, each with the descriptions in a new order; none without descriptions."""
         if not descriptions:
             return []
@@ -196,7 +197,7 @@ class Candidates:
 
 
 def captions_as_candidates(
-    captions,  # texts, one for each image of a unit
+    captions: Iterable[str],  # one for each image of a unit
 ) -> Candidates:
     """The captions themselves, cleaned, as candidates: the method without summarisation (Describe-and-Dissect, A.4.4)."""
     candidates, dropped = _candidates([cleaned(caption) for caption in captions if cleaned(caption)])
@@ -208,18 +209,18 @@ def _no_captions(captions):
 
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #ba98dd4a
 def candidates_of(
-    captions,  # for each unit a list of captions; "" where there is none
+    captions: list[list[str]],  # for each unit; "" where there is none
     chat: LanguageModel,
     asking: Asking = Asking(),
-    watch=None,  # callable: (step, requests done, requests to do)
-) -> list:
-    """`Candidates` for each unit (Describe-and-Dissect, section 3.2). What cannot be used is left out, with the reason."""
-    usable = [[caption for caption in own if caption.strip()] for own in captions]
-    simplifying = _exchanges(chat, "simplify", [asking.simplify(own) for own in usable], watch)
-    simplified = [[one.label for one in own if not one.problem] for own in simplifying]
-    summarising = _exchanges(chat, "summarise", [asking.summarise(own) for own in simplified], watch)
-    lists = [[one for one in own if "," in one.label and not one.problem] for own in summarising]
-    relabelling = _exchanges(chat, "relabel", [[asking.relabel(one.label) for one in own] for own in lists], watch)
+    watch: Callable[[str, int, int], None] | None = None,  # (step, requests done, requests to do)
+) -> list[Candidates]:
+    """What the captions of each unit became. What cannot be used is left out, with the reason. Source: arXiv:2403.13771, section 3.2."""
+    usable = [[caption for caption in of_unit if caption.strip()] for of_unit in captions]
+    simplifying = _exchanges(chat, "simplify", [asking.simplify(of_unit) for of_unit in usable], watch)
+    simplified = [[exchange.label for exchange in of_unit if not exchange.problem] for of_unit in simplifying]
+    summarising = _exchanges(chat, "summarise", [asking.summarise(of_unit) for of_unit in simplified], watch)
+    lists = [[exchange for exchange in of_unit if "," in exchange.label and not exchange.problem] for of_unit in summarising]
+    relabelling = _exchanges(chat, "relabel", [[asking.relabel(exchange.label) for exchange in of_unit] for of_unit in lists], watch)
     return [_outcome(*unit) for unit in zip(captions, simplifying, summarising, lists, relabelling)]
 
 
@@ -246,7 +247,7 @@ def _failure(captions, simplifying, simplified, final, candidates):
 # %% ../../../nbs/describe/describe_and_dissect/04_candidates.ipynb #planned2
 def planned_requests(
     captions: list[list[str]],  # for each unit; "" where there is none
-    chat,
+    chat: LanguageModel,
     asking: Asking = Asking(),
 ) -> list[Request]:
     """What `candidates_of` would ask for these captions, relabelling left out: it depends on the answers. Nothing is sent."""

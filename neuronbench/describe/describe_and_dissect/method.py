@@ -6,6 +6,7 @@
 __all__ = ['StepBars', 'DescribeAndDissect']
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #105eb78f
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +16,13 @@ from .augmentation import augment
 from .candidates import Asking, candidates_of, captions_as_candidates, in_parts, planned_requests
 from .prompts import Prompts
 from .selection import Studio, painted_by
-from .trace import Choice, traced
+from .trace import Choice, DescribeAndDissectTrace, traced
 from ..method import Method, needs
 from ...foundation.chat import Usage
-from ...foundation.chat import Usage
+from ...foundation.interfaces import CaptionModel, ImageTextModel, LanguageModel, TextToImageModel
 from ...probe.activations import LayerActivations
 from ...probe.crops import CropSettings
+from ...probe.recording import Recording
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #ad18f52e
 class StepBars:
@@ -34,12 +36,32 @@ class StepBars:
         step: str,  # "crops", "captions", "simplify", "summarise", "relabel", "embed" or "paint"
         done: int,
         total: int,
-    ):
+    ) -> None:
         if step != self.step:
             self.step, self.bar = step, tqdm(desc=step, total=total)
         self.bar.update(done - self.bar.n)
         if done == total:
             self.bar.close()
+
+# %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #6be86602
+def _each_once(augmented, answer, size, step, watch):
+    """For each unit the answers for its images; `answer` (list of images -> list) sees every distinct image once."""
+    places = [list(zip(of_unit.chosen.image, of_unit.chosen.box)) for of_unit in augmented]
+    images = {place: image for of_unit, shown in zip(places, augmented) for place, image in zip(of_unit, shown.images)}
+    answers = in_parts(images.values(), lambda part: list(answer(part)), size, lambda *counts: watch(step, *counts))
+    known = dict(zip(images, answers, strict=True))
+    return [[known[place] for place in of_unit] for of_unit in places]
+
+# %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #paintstc
+def _painted(studio, units, augmented, proposed, prompts, watch):
+    """`Painted` of each unit; None for one without candidates."""
+    asked = [{candidate: prompts.painting(candidate) for candidate in of_unit.candidates} for of_unit in proposed]
+    exemplars = _each_once(augmented, lambda images: studio.clip.embed_images(images, progress=False), 256, "embed", watch)
+    recorded = studio.record([prompt for of_unit in asked for prompt in of_unit.values()], lambda *counts: watch("paint", *counts))
+    names = list(dict.fromkeys(candidate for of_unit in proposed for candidate in of_unit.candidates))
+    texts = dict(zip(names, studio.clip.embed_texts(names, progress=False), strict=True)) if names else {}
+    return [painted_by(studio, of_unit, unit, recorded, np.array(seen), np.array([texts[name] for name in of_unit])) if of_unit else None
+            for unit, of_unit, seen in zip(units, asked, exemplars)]
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #02a01603
 @dataclass(frozen=True, eq=False)
@@ -52,10 +74,10 @@ class DescribeAndDissect(Method):
     """
 
     name, label = "describe-and-dissect", "Describe-and-Dissect"
-    captioner: object = needs()  # Captioner, ConceptCaptioner, ChatCaptioner, or anything with `captions`
-    chat: object = needs()  # Chat, LocalChat, Consensus, or anything with `answers`
-    painter: object = needs()  # Painter, or anything with `paint` and `fingerprint`
-    clip: object = needs()  # CLIP, or anything with `embed_images`, `embed_texts` and `fingerprint`
+    captioner: CaptionModel = needs()
+    chat: LanguageModel = needs()
+    painter: TextToImageModel = needs()
+    clip: ImageTextModel = needs()
     exemplars: int = 10  # and so many of exemplars and crops together are captioned
     crops: CropSettings | None = CropSettings()  # None for no crops
     image_size: int = 375  # of the squares that exemplars are resized to, in pixels
@@ -65,7 +87,7 @@ class DescribeAndDissect(Method):
     summarise: bool = True  # False: the captions are the candidates
     select: bool = True  # False: the first candidate wins, nothing is painted
     images_per_candidate: int = 10
-    scoring: object = "topk_squared_image_products"  # a name among SCORINGS, or a callable, see `candidate_scores`
+    scoring: str | Callable = "topk_squared_image_products"  # a name among SCORINGS, or a callable, see `candidate_scores`
     beta: int = 5
     t: int = 10
     labels: int = 1  # at most so many for each unit, 1 to 3
@@ -90,42 +112,17 @@ class DescribeAndDissect(Method):
         """The count of what the language model would be asked for the captions of some units, see `planned_requests`. Nothing is sent."""
         return self.chat.estimate(planned_requests(captions, self.chat, self.asking) if self.summarise else [])
 
-    def label_of(self, trace) -> str:
+    def label_of(self, trace: DescribeAndDissectTrace) -> str:
         """The method, and whether no language model was asked."""
         return self.label + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
 
-    def traces(self, recording, layer: str, units, watch=None) -> list:
+    def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[DescribeAndDissectTrace]:
         """A `DescribeAndDissectTrace` for each unit, in order."""
         watch, pool = watch or StepBars(), recording.pool_of(layer, self.pool)
-        look = LayerActivations(recording.target, layer, pool)
-        augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), look)
-        found = self._candidates(augmented, watch)
-        studio = Studio(self.painter, self.clip, look, self.images_per_candidate) if self.select else None
-        painted = self._painted(studio, units, augmented, found, watch) if self.select else [None] * len(units)
-        return [traced(recording, layer, unit, *steps, self._choice(), studio, pool) for unit, *steps in zip(units, augmented, found, painted)]
-
-    def _candidates(self, augmented, watch):
+        activations = LayerActivations(recording.target, layer, pool)
+        augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), activations)
         captions = _each_once(augmented, lambda images: self.captioner.captions(images, progress=False), 64, "captions", watch)
-        if not self.summarise:
-            return [captions_as_candidates(own) for own in captions]
-        return candidates_of(captions, self.chat, self.asking, watch)
-
-    def _painted(self, studio, units, augmented, found, watch):
-        """`Painted` of each unit; None for one without candidates."""
-        prompts = [{candidate: self.prompts.painting(candidate) for candidate in own.candidates} for own in found]
-        exemplars = _each_once(augmented, lambda images: self.clip.embed_images(images, progress=False), 256, "embed", watch)
-        looked = studio.look([prompt for own in prompts for prompt in own.values()], lambda *counts: watch("paint", *counts))
-        names = list(dict.fromkeys(candidate for own in found for candidate in own.candidates))
-        texts = dict(zip(names, self.clip.embed_texts(names, progress=False), strict=True)) if names else {}
-        return [painted_by(studio, asked, unit, looked, np.array(seen), np.array([texts[name] for name in asked])) if asked else None
-                for unit, asked, seen in zip(units, prompts, exemplars)]
-
-
-# %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #6be86602
-def _each_once(augmented, answer, size, step, watch):
-    """For each unit the answers for its images; `answer` (list of images -> list) sees every distinct image once."""
-    places = [list(zip(own.chosen.image, own.chosen.box)) for own in augmented]
-    images = {place: image for own, shown in zip(places, augmented) for place, image in zip(own, shown.images)}
-    answers = in_parts(images.values(), lambda part: list(answer(part)), size, lambda *counts: watch(step, *counts))
-    known = dict(zip(images, answers, strict=True))
-    return [[known[place] for place in own] for own in places]
+        proposed = candidates_of(captions, self.chat, self.asking, watch) if self.summarise else [captions_as_candidates(of_unit) for of_unit in captions]
+        studio = Studio(self.painter, self.clip, activations, self.images_per_candidate) if self.select else None
+        painted = _painted(studio, units, augmented, proposed, self.prompts, watch) if self.select else [None] * len(units)
+        return [traced(recording, layer, unit, *steps, self._choice(), studio, pool) for unit, *steps in zip(units, augmented, proposed, painted)]

@@ -7,6 +7,7 @@ __all__ = ['PLACEHOLDERS', 'Prompts', 'examples_text', 'examples_from', 'typed_p
 
 # %% ../../../nbs/describe/describe_and_dissect/02_prompts.ipynb #18b0d8ef
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class Prompts:
         """The messages that ask for a simpler form of one caption."""
         return (_said("user", self.simplify.replace("{description}", _one_line(caption))),)
 
-    def summarising(self, descriptions) -> tuple:
+    def summarising(self, descriptions: Iterable[str]) -> tuple:
         """The messages that ask what these descriptions share, after the examples."""
         messages = []
         for shown, label in self.examples:
@@ -85,8 +86,8 @@ class Prompts:
 
     def save(
         self,
-        path,  # a text file, replaced if it is there
-    ):
+        path: Path | str,  # a text file, replaced if it is there
+    ) -> None:
         """Write a plain text file, one section for each text. Errors: ValueError for a text with a line that looks like a heading."""
         text = _as_text(self)
         with replacing(path) as unfinished:
@@ -95,7 +96,7 @@ class Prompts:
     @classmethod
     def load(
         cls,
-        path,  # a file written by `save`, perhaps edited since; texts that it lacks are the published ones, examples are those it has
+        path: Path | str,  # a file written by `save`, perhaps edited since; texts that it lacks are the published ones, examples are those it has
     ) -> "Prompts":
         """The prompts in a file. Errors: FileNotFoundError; KeyError naming the nearest section; ValueError for a missing placeholder."""
         return cls(**_sections(Path(path).read_text(encoding="utf-8")))

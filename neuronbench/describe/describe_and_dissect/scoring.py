@@ -30,7 +30,7 @@ def painted_ranks(
 def mean(
     activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
 ) -> Float[np.ndarray, "candidate"]:
-    """(candidate,): minus the mean rank of the candidate's images (Describe-and-Dissect, A.1.3, Mean)."""
+    """(candidate,): minus the mean rank of the candidate's images (Source: arXiv:2403.13771, A.1.3, Mean)."""
     return -_row_means(painted_ranks(activations))
 
 
@@ -44,7 +44,7 @@ def topk_squared(
     activations: Float[np.ndarray, "candidate painted"],  # NaN where there is no image
     beta: int = 5,  # the best images that count; all, if a candidate has fewer
 ) -> Float[np.ndarray, "candidate"]:
-    """(candidate,): minus the mean of the squares of the `beta` smallest ranks (Describe-and-Dissect, A.1.3, TopK Squared)."""
+    """(candidate,): minus the mean of the squares of the `beta` smallest ranks (Source: arXiv:2403.13771, A.1.3, TopK Squared)."""
     return -_row_means(np.sort(painted_ranks(activations), 1)[:, : _at_least_one(beta, "beta")] ** 2)
 
 
@@ -60,7 +60,7 @@ def image_products(
     exemplars: Float[np.ndarray, "image dim"],  # CLIP embeddings of the exemplars and crops that were captioned
     t: int = 10,  # the best images that count; all, if a candidate has fewer
 ) -> Float[np.ndarray, "candidate"]:
-    """(candidate,): mean cosine of the `t` best images and the exemplars (Describe-and-Dissect, A.1.3, Image Products)."""
+    """(candidate,): mean cosine of the `t` best images and the exemplars (Source: arXiv:2403.13771, A.1.3, Image Products)."""
     ranks = painted_ranks(activations)
     cosines = _directions(painted) @ _directions(exemplars).mean(0)
     best = np.argsort(ranks, axis=1, kind="stable")[:, : _at_least_one(t, "t")]  # NaN comes last
@@ -83,7 +83,7 @@ def topk_squared_image_products(
 ) -> Float[np.ndarray, "candidate"]:
     """(candidate,): image_products * (M + 1 - r), with r the candidate's place among the M that have images, 1 for the best.
 
-    Source: Describe-and-Dissect, A.1.3, TopK Squared + Image Products. Equal scores share the better place.
+    Source: arXiv:2403.13771, A.1.3, TopK Squared + Image Products. Equal scores share the better place.
     """
     squares = topk_squared(activations, beta)
     places = rankdata(-squares, method="min", nan_policy="omit")

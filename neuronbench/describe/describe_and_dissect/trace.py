@@ -9,9 +9,12 @@ __all__ = ['Choice', 'DescribeAndDissectTrace', 'traced', 'plot_trace', 'plot_cr
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ...basics import choose
 from .augmentation import Augmented
@@ -20,6 +23,7 @@ from .scoring import SCORINGS, painted_ranks, scoring_name
 from .selection import Painted, Studio, distinct_labels, ranked
 from ..method import Trace
 from ...pictures import new_figure, picture_axes, show_picture, wrapped
+from ...probe.recording import Recording
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #0181c908
 @dataclass(frozen=True)
@@ -37,16 +41,16 @@ class Choice:
             raise ValueError(f"expected beta and t of at least 1 and 1 to 3 labels, not beta={self.beta}, t={self.t}, labels={self.labels}")
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #977a23ad
-def _outcome(augmented, found, painted, choice):
+def _outcome(augmented, proposed, painted, choice):
     """(order of the candidates, scores, None or (step, reason))."""
-    nothing = np.full(len(found.candidates), np.nan)
+    nothing = np.full(len(proposed.candidates), np.nan)
     if augmented.reason:
         return [], nothing, ("exemplars", augmented.reason)
-    if found.failure:
-        return [], nothing, ("candidates", found.failure)
+    if proposed.failure:
+        return [], nothing, ("candidates", proposed.failure)
     if painted is None:  # no concept selection: the first candidate wins
-        return list(range(len(found.candidates))), nothing, None
-    if len(painted.problems) == len(found.candidates):
+        return list(range(len(proposed.candidates))), nothing, None
+    if len(painted.problems) == len(proposed.candidates):
         return [], nothing, ("paint", next(iter(painted.problems.values())))
     if painted.reason:
         return [], nothing, ("score", painted.reason)
@@ -62,11 +66,11 @@ class DescribeAndDissectTrace(Trace):
     """What led to the description of one unit; made by `traced`."""
 
     augmented: Augmented  # step 1: exemplars, maps, boxes, crops, and which of them went on
-    found: Candidates  # step 2: captions, what was asked and answered, candidates
+    proposed: Candidates  # step 2: captions, what was asked and answered, candidates
     painted: Painted | None  # step 3: activations and embeddings of painted images; None without concept selection or candidates
     choice: Choice
     studio: Studio | None = None  # paints the images again when they are looked at
-    order: list  # positions of the candidates, best first
+    order: list[int]  # positions of the candidates, best first
     chosen_by: np.ndarray  # (candidate,) the scores that decide; NaN where there are none
 
     @property
@@ -75,83 +79,78 @@ class DescribeAndDissectTrace(Trace):
         return self.augmented.chosen
 
     @property
-    def runners_up(self) -> list:
+    def runners_up(self) -> list[str]:
         """The next two candidates."""
-        return [self.found.candidates[position] for position in self.order[1:3]]
+        return [self.proposed.candidates[position] for position in self.order[1:3]]
 
     @property
     def answered_by(self) -> str:
         """Who simplified and summarised: the names of the models, "consensus" for `Consensus`; empty if captions are the candidates."""
-        return ", ".join(sorted({one.model for one in self.found.exchanges if one.model}))
+        return ", ".join(sorted({exchange.model for exchange in self.proposed.exchanges if exchange.model}))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """The candidates, best first, with `score` by the chosen function and by each of the built-in ones; NaN where there is none."""
-        columns = {"candidate": list(self.found.candidates), "score": self.chosen_by}
-        for name in SCORINGS:
-            columns[name] = np.nan if self.painted is None else self.painted.scores(name, self.choice.beta, self.choice.t)
+        columns = {"candidate": list(self.proposed.candidates), "score": self.chosen_by}
+        columns |= {name: np.nan if self.painted is None else self.painted.scores(name, self.choice.beta, self.choice.t) for name in SCORINGS}
         rest = [position for position in range(len(self.chosen_by)) if position not in self.order]
         return pd.DataFrame(columns).iloc[self.order + rest].reset_index(drop=True)
 
     @cached_property
     def ranks(self) -> pd.DataFrame:
         """(candidate, painted image): ranks among all painted images of the unit, 1 for the largest activation."""
-        return pd.DataFrame(painted_ranks(self.painted.activations), list(self.found.candidates))
+        return pd.DataFrame(painted_ranks(self.painted.activations), list(self.proposed.candidates))
 
     @cached_property
-    def painted_images(self) -> dict:
-        """{candidate: PIL images}, from the painter's cache, or painted again."""
+    def painted_images(self) -> dict[str, list[Image.Image]]:
+        """The images of each candidate, from the painter's cache, or painted again."""
         wanted = {candidate: prompt for candidate, prompt in self.painted.prompts.items() if candidate not in self.painted.problems}
         return dict(zip(wanted, self.studio.painter.paint(list(wanted.values()), self.studio.count, progress=False), strict=True))
 
-    def rescored(
-        self,
-        **changes,  # of the fields of Choice: scoring, beta, t, labels
-    ) -> "DescribeAndDissectTrace":
-        """The same trace under other settings of the choice; no model is called. Errors: KeyError for a field that there is not."""
+    def rescored(self, **changes: Any) -> "DescribeAndDissectTrace":
+        """The same trace under other settings of the choice, fields of `Choice`; no model is called. Errors: KeyError for a field that there is not."""
         for name in changes:
             choose(name, Choice.__dataclass_fields__, "setting of the choice")
-        choice = replace(self.choice, **changes)
-        return traced(self.recording, self.layer, self.unit, self.augmented, self.found, self.painted, choice, self.studio, self.pool)
+        return traced(self.recording, self.layer, self.unit, self.augmented, self.proposed, self.painted, replace(self.choice, **changes), self.studio, self.pool)
 
-    def plot(self):
+    def plot(self) -> Figure:
         """A matplotlib figure: the images that were captioned, and the painted images of each candidate by activation, best first."""
         return plot_trace(self)
 
-    def plot_crops(self):
+    def plot_crops(self) -> Figure:
         """A matplotlib figure: map, mask and boxes of each exemplar."""
         return plot_crops(self.augmented)
 
-
+# %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #dtracec1
 def traced(
-    recording,  # Recording
+    recording: Recording,
     layer: str,
     unit: int,
     augmented: Augmented,  # what the steps gave for this unit, see `DescribeAndDissectTrace`
-    found: Candidates,
+    proposed: Candidates,
     painted: Painted | None,
     choice: Choice,
     studio: Studio | None = None,
     pool: str | None = None,  # recorded pooling that ranked the exemplars
 ) -> DescribeAndDissectTrace:
     """The trace of one unit: the winner first, then other labels if `choice` asks for several; no label after a failure."""
-    order, scores, failed = _outcome(augmented, found, painted, choice)
+    order, scores, failed = _outcome(augmented, proposed, painted, choice)
     best = order[: 1 if painted is None else choice.labels]
     if painted is not None and choice.labels > 1:
         best = distinct_labels(order, painted.texts, choice.labels)[: choice.labels]
-    labels = [(found.candidates[position], scores[position]) for position in best]
+    labels = [(proposed.candidates[position], scores[position]) for position in best]
     step, reason = failed or ("score", "")
-    steps = {"augmented": augmented, "found": found, "painted": painted, "choice": choice, "studio": studio}
+    steps = {"augmented": augmented, "proposed": proposed, "painted": painted, "choice": choice, "studio": studio}
     return DescribeAndDissectTrace(recording, layer, unit, labels, reason, step, pool, order=order, chosen_by=scores, **steps)
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #39acb73e
-def plot_trace(trace: DescribeAndDissectTrace):
+def plot_trace(trace: DescribeAndDissectTrace) -> Figure:
     """A matplotlib figure of a trace: see `DescribeAndDissectTrace.plot`."""
     rows = [] if trace.painted is None else [name for name in trace.scores.candidate if name in trace.painted_images][:6]
     columns = max(2, len(trace.augmented.images), trace.studio.count if rows else 0)
     figure = new_figure(1.1 * columns, 1.6 + 1.2 * len(rows))
     grid = picture_axes(figure, 1 + len(rows), columns)
-    for axis, image, shown, caption in zip(grid[0], trace.augmented.images, trace.augmented.chosen.itertuples(), trace.found.captions):
+    for axis, image, shown, caption in zip(grid[0], trace.augmented.images, trace.augmented.chosen.itertuples(), trace.proposed.captions):
         show_picture(axis, image, f"{'crop, ' if shown.box else ''}{shown.activation:.2f}\n{wrapped(caption, 18)}")
     for axes, candidate in zip(grid[1:], rows):
         _plot_candidate(axes, trace, candidate)
@@ -160,7 +159,7 @@ def plot_trace(trace: DescribeAndDissectTrace):
 
 
 def _plot_candidate(axes, trace, candidate):
-    activations = trace.painted.activations[trace.found.candidates.index(candidate)]
+    activations = trace.painted.activations[trace.proposed.candidates.index(candidate)]
     order = np.argsort(-activations, kind="stable")[: len(trace.painted_images[candidate])]
     for axis, position in zip(axes, order):
         show_picture(axis, trace.painted_images[candidate][position], f"{activations[position]:.2f}")
@@ -168,7 +167,7 @@ def _plot_candidate(axes, trace, candidate):
     axes[0].set_ylabel(f"{wrapped(candidate, 14)}\n{score:.3g}", fontsize=7, parse_math=False)
 
 # %% ../../../nbs/describe/describe_and_dissect/06_trace.ipynb #b3f506b4
-def plot_crops(augmented: Augmented):
+def plot_crops(augmented: Augmented) -> Figure:
     """A matplotlib figure: map, mask and boxes of each exemplar; only the exemplars where there are no crops."""
     from matplotlib.patches import Rectangle
 
@@ -177,10 +176,10 @@ def plot_crops(augmented: Augmented):
     grid = picture_axes(figure, 3 if steps else 1, len(augmented.exemplars))
     for axis, image in zip(grid[-1], augmented.exemplars):
         show_picture(axis, augmented.pictures[int(image)])
-    for column, one in zip(grid.T, steps):
-        show_picture(column[0], one.scaled)
-        show_picture(column[1], one.mask, f"above {one.threshold:.0f}")
-        for left, top, right, bottom in one.boxes:
+    for column, of_exemplar in zip(grid.T, steps):
+        show_picture(column[0], of_exemplar.scaled)
+        show_picture(column[1], of_exemplar.mask, f"above {of_exemplar.threshold:.0f}")
+        for left, top, right, bottom in of_exemplar.boxes:
             column[2].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="red"))
     figure.suptitle(augmented.note, fontsize=8)
     return figure
