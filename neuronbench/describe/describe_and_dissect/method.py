@@ -95,13 +95,9 @@ class DescribeAndDissect(Method):
     pool: str | None = None  # recorded pooling; the layer's default if None
 
     def __post_init__(self):
-        for name in ("exemplars", "image_size", "candidates", "images_per_candidate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        self._choice()
-
-    def _choice(self):
-        return Choice(self.scoring, self.beta, self.t, self.labels)
+        if low := [name for name in ("exemplars", "image_size", "candidates", "images_per_candidate") if getattr(self, name) < 1]:
+            raise ValueError(f"{low[0]} is {getattr(self, low[0])}: expected at least 1")
+        Choice(self.scoring, self.beta, self.t, self.labels)  # it says what is wrong with one
 
     @property
     def asking(self) -> Asking:
@@ -118,11 +114,11 @@ class DescribeAndDissect(Method):
 
     def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[DescribeAndDissectTrace]:
         """A `DescribeAndDissectTrace` for each unit, in order."""
-        watch, pool = watch or StepBars(), recording.pool_of(layer, self.pool)
+        watch, pool, choice = watch or StepBars(), recording.pool_of(layer, self.pool), Choice(self.scoring, self.beta, self.t, self.labels)
         activations = LayerActivations(recording.target, layer, pool)
         augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), activations)
         captions = _each_once(augmented, lambda images: self.captioner.captions(images, progress=False), 64, "captions", watch)
         proposed = candidates_of(captions, self.chat, self.asking, watch) if self.summarise else [captions_as_candidates(of_unit) for of_unit in captions]
         studio = Studio(self.painter, self.clip, activations, self.images_per_candidate) if self.select else None
         painted = _painted(studio, units, augmented, proposed, self.prompts, watch) if self.select else [None] * len(units)
-        return [traced(recording, layer, unit, *steps, self._choice(), studio, pool) for unit, *steps in zip(units, augmented, proposed, painted)]
+        return [traced(recording, layer, unit, *steps, choice, studio, pool) for unit, *steps in zip(units, augmented, proposed, painted)]

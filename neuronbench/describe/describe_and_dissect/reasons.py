@@ -116,7 +116,7 @@ RESCORED = ("scoring", "beta", "t", "labels", "images_per_candidate")  # fields 
 
 
 def same_steps(
-    method: Method | None,
+    method: Method | None,  # a `DescribeAndDissect`
     other: Method | None,
 ) -> bool:
     """Whether two methods take the same steps up to the painted images, so that a trace of one can be scored as the other's."""
