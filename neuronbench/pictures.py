@@ -10,12 +10,18 @@ __all__ = ['FORMATS', 'new_figure', 'picture_axes', 'show_picture', 'one_line', 
 import base64
 import io
 import textwrap
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .basics import clean_text, replacing
+
+if TYPE_CHECKING:  # a run without figures loads no matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 # %% ../nbs/04_pictures.ipynb #pic07
 def new_figure(
@@ -23,7 +29,7 @@ def new_figure(
     height: float,  # inches
     dpi: int = 72,  # of the figure as a notebook shows it
     layout: str | None = "constrained",  # of matplotlib
-):
+) -> "Figure":
     """An empty matplotlib Figure that pyplot does not hold: it is shown where it is returned to, and only there."""
     import matplotlib.pyplot as plt
 
@@ -33,7 +39,7 @@ def new_figure(
 
 # %% ../nbs/04_pictures.ipynb #pic10
 def picture_axes(
-    figure,  # of matplotlib, or a part of one
+    figure: "Figure | SubFigure",
     rows: int,
     columns: int,
 ) -> np.ndarray:
@@ -45,10 +51,10 @@ def picture_axes(
 
 # %% ../nbs/04_pictures.ipynb #pic13
 def show_picture(
-    axis,  # of a matplotlib figure
-    picture,  # a PIL image or an array, as `imshow` takes it
+    axis: "Axes",
+    picture: Image.Image | np.ndarray,  # as `imshow` takes it
     title: str = "",  # drawn small, and as it is
-):
+) -> None:
     """Show a picture on an axis, without frame and ticks, with a small title."""
     axis.imshow(picture)
     axis.set_axis_on()
@@ -57,7 +63,7 @@ def show_picture(
     axis.set_title(title, fontsize=6, pad=2, parse_math=False)
 
 # %% ../nbs/04_pictures.ipynb #pic16
-def one_line(text) -> str:
+def one_line(text: object) -> str:
     """The text as `clean_text` leaves it, on one line."""
     return " ".join(clean_text(str(text)).split())
 
@@ -72,7 +78,7 @@ def wrapped(
 
 # %% ../nbs/04_pictures.ipynb #pic19
 def jpeg(
-    picture,  # a PIL RGB image
+    picture: Image.Image,  # RGB
     quality: int = 88,  # 1 to 95
 ) -> bytes:
     """The picture as the bytes of a JPEG file."""
@@ -80,7 +86,7 @@ def jpeg(
 
 
 def png(
-    picture,  # a PIL image
+    picture: Image.Image,
 ) -> bytes:
     """The picture as the bytes of a PNG file; nothing is lost."""
     return _saved(lambda file: picture.save(file, "PNG"))
@@ -101,14 +107,14 @@ def data_url(
 
 # %% ../nbs/04_pictures.ipynb #pic25
 def figure_png(
-    figure,  # of matplotlib
+    figure: "Figure",
 ) -> bytes:
     """The figure as the bytes of a PNG file, with the dpi it has."""
     return _saved(lambda file: figure.savefig(file, format="png", dpi=figure.dpi))  # unless told, matplotlib takes the dpi that it was made with
 
 
 def small_png(
-    figure,  # of matplotlib
+    figure: "Figure",
 ) -> bytes:
     """The figure as the bytes of a PNG file of 200 colours, at 100 dpi."""
     full = _saved(lambda file: figure.savefig(file, format="png", dpi=100))
@@ -120,8 +126,8 @@ FORMATS = (".pdf", ".svg", ".png")
 
 
 def save_figures(
-    path,  # of the file, ending in one of `FORMATS`
-    figures: list,  # of matplotlib; several are the pages of one PDF
+    path: str | PathLike,  # of the file, ending in one of `FORMATS`
+    figures: "list[Figure]",  # several are the pages of one PDF
     dpi: int = 200,  # of a PNG, and of the photographs in the others
 ) -> Path:
     """Write figures as one file, whole or not at all: text is text in SVG, and TrueType in PDF. Returns its path.

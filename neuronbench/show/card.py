@@ -8,17 +8,24 @@ __all__ = ['WIDTH', 'MARGIN', 'GAP', 'LINE', 'SAID', 'INK', 'SOFT', 'BAR', 'MARK
            'Row', 'row_lines', 'draw_row', 'paged', 'draw_page', 'Cards', 'cards']
 
 # %% ../../nbs/show/03_card.ipynb #cfaf2d02
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ..basics import readable_number
 from ..describe.comparison import descriptions_of
 from ..describe.descriptions import chosen_units
 from ..pictures import data_url, figure_png, new_figure, save_figures
-from ..probe.recording import same_images
+from ..probe.images import ProbingSet
+from ..probe.recording import Recording, same_images
 from ..probe.seen import Seen
 from .evidence import Evidence, evidence, evidence_of, exemplar_pictures, names_of
 from .lettering import Lettering
@@ -29,14 +36,14 @@ SAID = 1.5  # inches from the left, where descriptions start
 INK, SOFT, BAR, MARK = "#1a1a1a", "#6b6b6b", "#8ab4dc", "#d84315"
 
 
-def head_lines(lettering, said):
+def head_lines(lettering: Lettering, said: pd.DataFrame) -> list[tuple]:
     """For each method's description: (method, lines, score), fitted to the columns of the head."""
     methods = [lettering.shortened(method, SAID - MARGIN - GAP, 9) for method in said["method"]]
     descriptions = [lettering.lines(text, WIDTH - SAID - 0.8, 11, weight="bold") for text in said["description"]]
     return list(zip(methods, descriptions, said["score"]))
 
 
-def draw_head(lettering, layer, unit, lines):
+def draw_head(lettering: Lettering, layer: str, unit: int, lines: list[tuple]) -> float:
     """Layer and unit, and the description of each method; returns where it ends, inches from the top."""
     layer = lettering.shortened(layer, WIDTH / 2, 13)
     lettering.set(MARGIN, MARGIN, layer, 13, color=SOFT)
@@ -56,13 +63,13 @@ CELL = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
 ROW = CELL + 0.46  # with the text below
 
 
-def place(figure, left, top, width, height):
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes with their upper left corner at (left, top) inches from the figure's."""
     tall = figure.get_figheight()
     return figure.add_axes((left / WIDTH, 1 - (top + height) / tall, width / WIDTH, height / tall))
 
 
-def draw_exemplar(lettering, left, top, picture, activation, label, name):
+def draw_exemplar(lettering: Lettering, left: float, top: float, picture: Image.Image, activation: float, label: str, name: str) -> None:
     """One exemplar with its text below, its upper left corner at (left, top) inches."""
     axes = place(lettering.figure, left, top, CELL, CELL)
     axes.imshow(picture)
@@ -77,7 +84,7 @@ def draw_exemplar(lettering, left, top, picture, activation, label, name):
 HISTOGRAM = 1.25  # inches, with title and ticks
 
 
-def draw_histogram(lettering, top, shown):
+def draw_histogram(lettering: Lettering, top: float, shown: Evidence) -> None:
     """The histogram of the unit's activations with its exemplars marked."""
     excluded = f"; {shown.nonfinite} NaN or infinite, not ranked" if shown.nonfinite else ""
     total = int(shown.counts.sum()) + shown.nonfinite
@@ -103,13 +110,13 @@ class Card:
 
     layer: str
     unit: int
-    figure: object = field(repr=False)
+    figure: Figure = field(repr=False)
 
     def save(
         self,
-        path,  # of the file, ending in .pdf, .svg or .png
+        path: str | PathLike,  # of the file, ending in .pdf, .svg or .png
         dpi: int = 200,  # of a PNG, and of the photographs in the others
-    ):
+    ) -> Path:
         """Write the card, whole or not at all: text is text in SVG, and TrueType in PDF. Returns the path. Errors: those of `save_figures`."""
         return save_figures(path, [self.figure], dpi)
 
@@ -118,8 +125,8 @@ class Card:
 
 # %% ../../nbs/show/03_card.ipynb #0c0b097b
 def card(
-    recording,  # Recording
-    images,  # the ProbingSet that was recorded
+    recording: Recording,
+    images: ProbingSet,  # those that were recorded
     layer: str,  # name of a recorded layer
     unit: int,  # 0 .. units of the layer - 1
     descriptions: pd.DataFrame | None = None,  # columns layer, unit, description, score, method; of any units
@@ -169,19 +176,19 @@ class Row:
     side: float  # inches, of a picture
 
     @property
-    def height(self):
+    def height(self) -> float:
         """Inches, with the space below."""
         return max(0.24 + sum(0.2 + 0.15 * len(text) for _, text, _ in self.lines), self.side + 0.2) + 0.12
 
 
-def row_lines(lettering, best):
+def row_lines(lettering: Lettering, best: pd.DataFrame) -> list[tuple]:
     """For each method's description: (method, lines, score), fitted to the column of a row."""
     methods = [lettering.shortened(method, TEXT - 0.6, 7) for method in best["method"]]
     descriptions = [lettering.lines(text, TEXT, 8.5, MOST_LINES, weight="bold") for text in best["description"]]
     return list(zip(methods, descriptions, best["score"]))
 
 # %% ../../nbs/show/03_card.ipynb #crd08
-def draw_row(lettering, top, row):
+def draw_row(lettering: Lettering, top: float, row: Row) -> None:
     """A unit's descriptions and its exemplars, from `top` inches on."""
     lettering.set(MARGIN, top, f"unit {row.shown.unit}", 10, color=INK, weight="bold")
     below = top + 0.24
@@ -192,18 +199,18 @@ def draw_row(lettering, top, row):
         for number, line in enumerate(description):
             lettering.set(MARGIN, below + 0.13 + 0.15 * number, line, 8.5, color=INK, weight="bold")
         below += 0.2 + 0.15 * len(description)
-    for place_, picture in enumerate(row.pictures):
-        left = MARGIN + TEXT + 0.15 + place_ * (row.side + 0.06)
+    for number, picture in enumerate(row.pictures):
+        left = MARGIN + TEXT + 0.15 + number * (row.side + 0.06)
         axes = place(lettering.figure, left, top, row.side, row.side)
         axes.imshow(picture)
         axes.set_axis_off()
-        lettering.set(left, top + row.side + 0.03, readable_number(row.shown.activations[place_]), 7, color=INK)
+        lettering.set(left, top + row.side + 0.03, readable_number(row.shown.activations[number]), 7, color=INK)
 
 # %% ../../nbs/show/03_card.ipynb #crd11
 def paged(
-    rows: list,  # of Row
+    rows: list[Row],
     room: float,  # inches of a page
-) -> list:
+) -> list[list[Row]]:
     """The rows of each page, [[Row]]."""
     pages, used = [], np.inf
     for row in rows:
@@ -215,7 +222,7 @@ def paged(
     return pages
 
 
-def draw_page(layer, rows, number, count):
+def draw_page(layer: str, rows: list[Row], number: int, count: int) -> Figure:
     """One page of rows as a matplotlib Figure, with the layer and the page's number on top."""
     top = MARGIN + 0.32
     lettering = Lettering(_sheet(PAGE if count > 1 else top + sum(row.height for row in rows)))
@@ -234,13 +241,13 @@ class Cards:
 
     layer: str
     units: list
-    figures: list = field(repr=False)
+    figures: list[Figure] = field(repr=False)
 
     def save(
         self,
-        path,  # of the file, ending in .pdf; or in .svg or .png if there is one page
+        path: str | PathLike,  # of the file, ending in .pdf; or in .svg or .png if there is one page
         dpi: int = 200,  # of a PNG, and of the photographs in the others
-    ):
+    ) -> Path:
         """Write all pages as one file, whole or not at all: text is text in SVG, and TrueType in PDF. Returns the path. Errors: those of `save_figures`."""
         return save_figures(path, self.figures, dpi)
 
@@ -250,10 +257,10 @@ class Cards:
 
 # %% ../../nbs/show/03_card.ipynb #crd15
 def cards(
-    recording,  # Recording
-    images,  # the ProbingSet that was recorded
+    recording: Recording,
+    images: ProbingSet,  # those that were recorded
     layer: str,  # name of a recorded layer
-    units,  # numbers of its units, in the order of the figure
+    units: Iterable[int],  # numbers of its units, in the order of the figure
     descriptions: pd.DataFrame | None = None,  # columns layer, unit, description, score, method; of any units
     k: int = 5,  # exemplars of each
     opacity: float = 0.5,  # of the activation maps, 0 to 1; 0 leaves them out

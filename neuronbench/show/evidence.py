@@ -13,11 +13,14 @@ import numpy as np
 from PIL import Image
 
 from ..probe.exemplars import exemplars
+from ..probe.images import ProbingSet
+from ..probe.recording import Recording
+from ..probe.seen import Seen
 
 # %% ../../nbs/show/01_evidence.ipynb #bbc492f6
 def map_bytes(
-    maps,  # (k, h, w) float or None
-) -> tuple:
+    maps: np.ndarray | None,  # (k, h, w) float
+) -> tuple[np.ndarray | None, tuple[float, float]]:
     """Activation maps as uint8 over their common finite range, and that range: (maps, (low, high))."""
     finite = None if maps is None else maps[np.isfinite(maps)]
     if finite is None or not finite.size:
@@ -43,13 +46,13 @@ class Evidence:
     pool: str | None  # the recorded pooling of the activations; None for a layer of vectors, which has nothing to pool
 
 # %% ../../nbs/show/01_evidence.ipynb #grpool02
-def pooling_of(recording, layer, pool=None) -> str | None:
+def pooling_of(recording: Recording, layer: str, pool: str | None = None) -> str | None:
     """The recorded pooling that `pool` means for a layer, None for a layer of vectors. Errors: those of `Recording.pool_of`."""
     recorded = recording.pool_of(layer, pool)
     return None if recording.layouts[layer].kind == "vectors" else recorded
 
 # %% ../../nbs/show/01_evidence.ipynb #4ff08678
-def choose_unit(recording, layer, unit):
+def choose_unit(recording: Recording, layer: str, unit: int) -> int:
     """`unit` as an int if the layer has it. Errors: IndexError."""
     count = recording[layer].sizes["unit"]
     if not 0 <= unit < count:
@@ -58,7 +61,7 @@ def choose_unit(recording, layer, unit):
 
 # %% ../../nbs/show/01_evidence.ipynb #eebc1967
 def evidence_of(
-    recording,  # Recording
+    recording: Recording,
     layer: str,  # name of a recorded layer
     units: list[int],  # 0 .. units of the layer - 1
     k: int = 10,  # exemplars
@@ -82,7 +85,7 @@ def _evidence(best, place, activations, bins, pooled):
     return Evidence(best.layer, int(best.units[place]), images, top, maps, map_range, counts, edges, activations.size - finite.size, pooled)
 
 
-def evidence(recording, layer: str, unit: int, k: int = 10, bins: int = 48, pool: str | None = None) -> Evidence:
+def evidence(recording: Recording, layer: str, unit: int, k: int = 10, bins: int = 48, pool: str | None = None) -> Evidence:
     """The evidence about one unit; arguments and errors are those of `evidence_of`."""
     return evidence_of(recording, layer, [unit], k, bins, pool)[0]
 
@@ -95,8 +98,8 @@ def map_colours() -> np.ndarray:
 
 
 def overlaid(
-    image,  # PIL RGB image
-    activation_map,  # (h, w) uint8
+    image: Image.Image,  # RGB
+    activation_map: np.ndarray,  # (h, w) uint8
     opacity: float = 0.5,  # of the map, 0 to 1
     threshold: float = 0.5,  # the map is drawn above this share of its range, 0 to 1
 ) -> Image.Image:
@@ -113,13 +116,13 @@ def overlaid(
 PICTURE = 224  # pixels, the longer side of a picture as shown
 
 
-def fitted(image):
+def fitted(image: Image.Image) -> Image.Image:
     """The image scaled so that its longer side is `PICTURE` pixels; small ones are enlarged, so that maps lie smoothly on them."""
     scale = PICTURE / max(image.size)
     return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def exemplar_pictures(seen, shown, opacity, threshold):
+def exemplar_pictures(seen: Seen, shown: Evidence, opacity: float, threshold: float) -> list[Image.Image]:
     """The exemplars as PIL images with their activation maps over them."""
     pictures = [fitted(seen[i]) for i in shown.images]
     if shown.maps is None or not opacity:
@@ -127,7 +130,7 @@ def exemplar_pictures(seen, shown, opacity, threshold):
     return [overlaid(picture, activation_map, opacity, threshold) for picture, activation_map in zip(pictures, shown.maps)]
 
 
-def names_of(images, i):
+def names_of(images: ProbingSet, i: int) -> tuple[str, str]:
     """Label and id of image i of a probing set, as text; the label is empty where there is none."""
     label = "" if images.labels is None else images.labels[i]
     if label != "" and images.classes is not None:

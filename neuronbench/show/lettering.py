@@ -8,6 +8,9 @@ __all__ = ['TYPEFACES', 'Lettering']
 # %% ../../nbs/show/02_lettering.ipynb #let03
 import bisect
 
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
 from ..pictures import one_line
 
 # %% ../../nbs/show/02_lettering.ipynb #32ea345a
@@ -17,39 +20,39 @@ TYPEFACES = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans
 class Lettering:
     """Sets and measures text on one matplotlib figure, never as mathematics."""
 
-    def __init__(self, figure):
+    def __init__(self, figure: Figure):
         from matplotlib import font_manager
 
         present = {font.name for font in font_manager.fontManager.ttflist}
         self.figure = figure
         self.family = [name for name in TYPEFACES if name in present]
 
-    def set(self, x, top, text, size, **style):
+    def set(self, x: float, top: float, text: str, size: float, **style: object) -> Text:
         """Text of `size` points with its upper left corner at (x, top) inches from the figure's upper left corner."""
         width, height = self.figure.get_size_inches()
         baseline = top + 0.9 * size / 72  # the same for every text, whatever its letters
         return self.figure.text(x / width, 1 - baseline / height, text, size=size, va="baseline", family=self.family, parse_math=False, **style)
 
-    def width(self, text, size, **style):
+    def width(self, text: str, size: float, **style: object) -> float:
         """How wide the text would be, in inches."""
         probe = self.set(0, 0, text, size, **style)
         pixels = probe.get_window_extent().width
         probe.remove()
         return pixels / self.figure.dpi
 
-    def fitting(self, text, room, size, ending="", **style):
+    def fitting(self, text: str, room: float, size: float, ending: str = "", **style: object) -> int:
         """How many letters of the text fit in `room` inches with `ending` after them."""
         most = min(len(text), int(5 * 72 * room / size) + 1)  # no letter is narrower than a fifth of its height
         return max(bisect.bisect_right(range(most + 1), room, key=lambda n: self.width(text[:n] + ending, size, **style)) - 1, 0)
 
-    def shortened(self, text, room, size, **style):
+    def shortened(self, text: object, room: float, size: float, **style: object) -> str:
         """The text on one line, its end replaced by an ellipsis where it exceeds `room` inches."""
         text = one_line(text)
         if self.fitting(text, room, size, **style) == len(text):
             return text
         return text[: self.fitting(text, room, size, "…", **style)].rstrip() + "…"
 
-    def lines(self, text, room, size, most=None, **style):
+    def lines(self, text: object, room: float, size: float, most: int | None = None, **style: object) -> list[str]:
         """The text broken into lines of at most `room` inches; with `most`, the last of so many lines is shortened."""
         rest, lines = one_line(text), []
         while rest and len(lines) + 1 != most:

@@ -6,11 +6,16 @@
 __all__ = ['HERE', 'page_template', 'static_page']
 
 # %% ../../nbs/show/05_page.ipynb #pag03
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import neuronbench
 from ..basics import clean_text, readable_number
 from ..pictures import data_url
+
+if TYPE_CHECKING:  # a run without pages loads no jinja2
+    from jinja2 import Template
 
 # %% ../../nbs/show/05_page.ipynb #pag05
 HERE = Path(neuronbench.__file__).parent / "show"  # where the templates lie
@@ -18,7 +23,7 @@ HERE = Path(neuronbench.__file__).parent / "show"  # where the templates lie
 
 def page_template(
     name: str,  # of a file of this folder
-):
+) -> "Template":
     """The jinja2 template of a page: what it is given is escaped, and a value that is missing is an error."""
     import jinja2
 
@@ -27,10 +32,10 @@ def page_template(
 
 # %% ../../nbs/show/05_page.ipynb #d05adb68
 def static_page(
-    rows: list,  # from `table_rows`
-    names: list,  # of the methods or settings, one for each answer
+    rows: list[dict],  # from `table_rows`
+    names: list[str],  # of the methods or settings, one for each answer
     layer: str,
-    pictures,  # callable: unit -> list of bytes, JPEG files of its exemplars
+    pictures: Callable[[int], list[bytes]],  # JPEG files of a unit's exemplars
     pool: str | None = None,  # the pooling that ranks the exemplars, None for a layer of vectors
 ) -> str:
     """The table as one HTML file with everything inside and no script; all text is escaped."""

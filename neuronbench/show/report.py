@@ -7,9 +7,11 @@ __all__ = ['unit_strip', 'versions', 'method_settings', 'write_report']
 
 # %% ../../nbs/show/04_report.ipynb #rep02
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import date
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ from PIL import Image, ImageDraw
 
 from ..basics import check_columns, clean_text, content_key, readable_number, replacing, versions_of
 from ..describe.comparison import best_descriptions, clean_descriptions
+from ..describe.method import Method
 from ..evaluate.measure import constant_wins, plot_comparison
 from ..pictures import data_url, figure_png, jpeg
-from ..probe.regions import exemplar_regions
+from ..probe.recording import Recording
+from ..probe.regions import Regions, exemplar_regions
 from .evidence import pooling_of
 from .page import page_template
 
@@ -29,7 +33,7 @@ _SIDE, _GAP, _BELOW = 84, 3, 14  # pixels of a picture's side, between two, and 
 
 
 def unit_strip(
-    regions,  # Regions of one unit
+    regions: Regions,  # of one unit
 ) -> Image.Image:
     """The exemplars side by side, dark outside the regions, each with its activation below; RGB, 98 pixels high."""
     strip = Image.new("RGB", (len(regions.pictures) * (_SIDE + _GAP) - _GAP, _SIDE + _BELOW), "white")
@@ -48,7 +52,7 @@ def versions() -> str:
 
 
 def method_settings(
-    method,  # a method: a dataclass of its settings
+    method: Method,
 ) -> str:
     """Its settings, and a line for each model, list of words, set of labels or masks that it was given: entries and fingerprint."""
     given = [(field, getattr(method, field.name)) for field in fields(method)]
@@ -124,11 +128,11 @@ _FAILURE = "layer", "unit", "method", "step", "reason"
 
 
 def write_report(
-    path,  # of the HTML file; its folder must exist
-    recording,  # Recording
+    path: str | PathLike,  # of the HTML file; its folder must exist
+    recording: Recording,
     descriptions: pd.DataFrame,  # columns layer, unit, description, score, method: the units to show
     comparison: pd.DataFrame | None = None,  # columns measure, method, units, mean, low, high, from `summary`
-    failures=(),  # dicts layer, unit, method, step, reason, such as `.attrs["failures"]` of descriptions
+    failures: Sequence[dict] = (),  # layer, unit, method, step, reason, such as `.attrs["failures"]` of descriptions
     settings: dict | None = None,  # {name of a section: text}, such as the settings of each method
     title: str = "What single neurons respond to",
     k: int = 8,  # exemplars of each unit
