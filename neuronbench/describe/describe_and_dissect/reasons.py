@@ -13,8 +13,8 @@ import numpy as np
 
 from ...basics import readable_number
 from .prompts import Prompts
-from ..method import Method
 from .scoring import candidate_scores, image_products, painted_ranks, scoring_name, topk_squared
+from ..method import Method
 from ...probe.crops import CropSettings
 
 # %% ../../../nbs/describe/describe_and_dissect/08_reasons.ipynb #reason07
