@@ -23,15 +23,27 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .basics import clean_text
 
+if TYPE_CHECKING:  # loaded by the commands that need them
+    import pandas as pd
+    from torch import nn
+
+    from neuronbench.foundation.interfaces import LanguageModel, SegmentationModel
+    from neuronbench.probe.annotations import Annotations
+    from neuronbench.probe.images import ProbingSet
+    from neuronbench.probe.target import Target
+    from neuronbench.workbench import Workbench
+
 # %% ../nbs/03_cli.ipynb #termcode
-def shown(text) -> str:
+def shown(text: object) -> str:
     """`text` on one line, without characters that a terminal would obey."""
     return " ".join(clean_text(str(text)).split())
 
@@ -52,8 +64,8 @@ _AS_OPTION = {
 
 
 def table_text(
-    table,  # DataFrame
-    **options,  # of `DataFrame.to_string`
+    table: "pd.DataFrame",  # DataFrame
+    **options: Any,  # of `DataFrame.to_string`
 ) -> str:
     """A table for the terminal: its texts are as `shown`."""
     table = table.map(lambda value: shown(value) if isinstance(value, str) else value)
@@ -65,9 +77,9 @@ def table_text(
 
 # %% ../nbs/03_cli.ipynb #35c8e0f0
 def demo(
-    folder="neuronbench-demo",  # where the table and the cards go; made if missing
-    cards=6,  # how many units get a picture
-):
+    folder: Path | str = "neuronbench-demo",  # where the table and the cards go; made if missing
+    cards: int = 6,  # how many units get a picture
+) -> None:
     """Describe the embedded world's units of known meaning, print the table beside the truth, and save cards."""
     from neuronbench.embedded.world import world
     from neuronbench.workbench import Workbench
@@ -87,7 +99,7 @@ def demo(
     print("Look at the pictures there, then run `make lab` (or `neuronbench lab`) for the first lesson.")
 
 # %% ../nbs/03_cli.ipynb #90a65186
-def save_results(bench, descriptions, units, folder):
+def save_results(bench: "Workbench", descriptions: "pd.DataFrame", units: dict[str, list[int]], folder: Path | str) -> Path:
     """Write `descriptions.csv` and `cards/LAYER_UNIT.png` for `units` (a dict of layer to unit numbers); returns the CSV's path."""
     from neuronbench.describe.descriptions import write_descriptions
 
@@ -100,7 +112,7 @@ def save_results(bench, descriptions, units, folder):
     return folder / "descriptions.csv"
 
 # %% ../nbs/03_cli.ipynb #0f85d2c5
-def lessons(folder) -> list[Path]:
+def lessons(folder: Path | str) -> list[Path]:
     """Copy the lessons that are not in `folder` yet; returns the paths of all of them, first lesson first."""
     from neuronbench.basics import replacing
 
@@ -115,8 +127,8 @@ def lessons(folder) -> list[Path]:
 
 # %% ../nbs/03_cli.ipynb #f7db8806
 def lab(
-    folder="neuronbench-lessons",  # where the lessons are copied to
-    arguments=(),  # passed on to `jupyter lab`, e.g. ["--no-browser"]
+    folder: Path | str = "neuronbench-lessons",  # where the lessons are copied to
+    arguments: Iterable[str] = (),  # passed on to `jupyter lab`, e.g. ["--no-browser"]
 ) -> int:
     """Open JupyterLab, on loopback, at the first lesson; returns its exit status."""
     first, *_ = lessons(folder)
@@ -223,7 +235,7 @@ def users(
     return [name for name, kind in METHODS.items() if any(need in (field, how["unless"]) for field, how in needs_of(kind).items())]
 
 
-def said_of(names) -> str:
+def said_of(names: Iterable[str]) -> str:
     """Names as they are said one after the other."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
@@ -304,7 +316,7 @@ def network_parts(
 
 def random_network(
     network: str,  # see `network_parts`
-):
+) -> "nn.Module":
     """The network without its trained weights: from what is installed, or for transformers from its configuration. Errors: those of `find_model`."""
     import torch
 
@@ -335,12 +347,12 @@ def _no_backbone(builder):
 # %% ../nbs/03_cli.ipynb #loadcode
 def load_target(
     network: str,  # see `network_parts`
-    layers,  # dotted names
-    weights=None,  # torchvision: enum name or checkpoint; timm: checkpoint; one of `RANDOM`; the trained ones if None
-    device=None,  # a torch device; the fastest if None
-    layout=None,  # {layer: kind}, see `Target`
-    calls=None,  # {layer: which call counts}, see `Target`
-):
+    layers: Iterable[str],  # dotted names
+    weights: str | None = None,  # torchvision: enum name or checkpoint; timm: checkpoint; one of `RANDOM`; the trained ones if None
+    device: str | None = None,  # a torch device; the fastest if None
+    layout: dict[str, str] | None = None,  # {layer: kind}, see `Target`
+    calls: dict[str, int] | None = None,  # {layer: which call counts}, see `Target`
+) -> "Target":
     """The target that `network` names. Errors: ValueError, KeyError or OSError that says what was expected."""
     import torch
 
@@ -379,8 +391,8 @@ def _ways_out(network, weights):
 # %% ../nbs/03_cli.ipynb #loadcop0
 def told_network(
     network: str,
-    weights,  # as `load_target` takes them
-    device,
+    weights: str | None,  # as `load_target` takes them
+    device: object,
 ) -> str:
     """One sentence on which network it is, with which weights, and where it runs."""
     if network == "world":
@@ -401,7 +413,7 @@ def told_network(
 def load_dataset(
     name: str,  # on the hub, or a local folder or file
     split: str | None = None,  # needed where there are several
-):
+) -> Any:
     """The Hugging Face data set of that name. Errors: ValueError or KeyError that says what was expected; ModuleNotFoundError for the missing extra."""
     try:
         import datasets
@@ -459,11 +471,11 @@ def _chosen_split(name, names, split):
 
 # %% ../nbs/03_cli.ipynb #a2ab36p0
 def load_images(
-    folder=None,  # a folder of images, or of class folders
-    dataset=None,  # what `load_dataset` takes, instead
-    split=None,
-    broden=None,  # a folder in Broden's layout, instead
-):
+    folder: str | None = None,  # a folder of images, or of class folders
+    dataset: str | None = None,  # what `load_dataset` takes, instead
+    split: str | None = None,
+    broden: str | None = None,  # a folder in Broden's layout, instead
+) -> "tuple[ProbingSet, Annotations | None]":
     """(probing set, its Annotations or None). Errors: ValueError unless exactly one of `folder`, `dataset` and `broden` is given; theirs."""
     from neuronbench.probe.annotations import annotations_from_broden
     from neuronbench.probe.images import ProbingSet
@@ -480,7 +492,7 @@ TABLES = {".arrow", ".csv", ".jsonl", ".parquet", ".tar", ".zip"}
 
 
 def check_whole(
-    folder,  # Path of a data set's folder
+    folder: Path,  # Path of a data set's folder
     splits: dict,  # name of a split: its files
 ) -> int:
     """How many image files the folder has, 0 for one of tables. Errors: ValueError where a file of the folder is in no split, or twice in them."""
@@ -510,7 +522,7 @@ def _files(folder, suffixes):
 def check_rows(
     splits: dict,  # name of a split: its data set
     files: int,  # how many image files there are
-):
+) -> None:
     """Errors: ValueError where the rows of all splits hold fewer images, as where a table of metadata names some only."""
     held = sum(len(rows) * sum(type(kind).__name__ == "Image" for kind in rows.features.values()) for rows in splits.values())
     if held < files:
@@ -518,9 +530,9 @@ def check_rows(
 
 # %% ../nbs/03_cli.ipynb #lablcode
 def read_labels(
-    path,  # CSV with the columns id and label, several rows for an image of several labels, an empty label for one of none; or one label a line, in the order of the images
-    images,  # ProbingSet
-):
+    path: Path | str,  # CSV with the columns id and label, several rows for an image of several labels, an empty label for one of none; or one label a line, in the order of the images
+    images: "ProbingSet",  # ProbingSet
+) -> "pd.DataFrame":
     """Boolean DataFrame (image, label) for `INVERT`. Errors: FileNotFoundError; ValueError or KeyError for images without a row, and rows without an image."""
     import pandas as pd
 
@@ -563,7 +575,7 @@ def _labels_by_id(lines, header, path, images):
     return rows
 
 # %% ../nbs/03_cli.ipynb #lmodcode
-def load_models(arguments) -> dict:
+def load_models(arguments: argparse.Namespace) -> dict:
     """The models that the options name, by the workbench's names for them. Errors: those of the models' classes."""
     from neuronbench.foundation.captioner import Captioner
     from neuronbench.foundation.clip import CLIP
@@ -589,7 +601,7 @@ def load_models(arguments) -> dict:
 @contextmanager
 def naming(
     option: str,
-):
+) -> Iterator[None]:
     """What a library says of a file or a value that it cannot use becomes a sentence that names the option. Errors: ValueError."""
     try:
         yield
@@ -599,8 +611,8 @@ def naming(
 
 def load_chat(
     name: str,  # "consensus", a folder with a chat model, or a model as a server calls it
-    url=None,  # of the server; OpenAI's if None
-):
+    url: str | None = None,  # of the server; OpenAI's if None
+) -> "LanguageModel":
     """The chat model of that name."""
     from neuronbench.foundation.chat import Chat
     from neuronbench.foundation.consensus import Consensus
@@ -613,7 +625,7 @@ def load_chat(
 
 def load_segmenter(
     name: str,  # on the hub, or a folder
-):
+) -> "SegmentationModel":
     """The segmentation model of that name. Errors: those of `Segmenter`."""
     from neuronbench.foundation.segmenter import Segmenter
 
@@ -623,7 +635,7 @@ def load_segmenter(
 NOT_FOR_WORLD = ("images", "dataset", "weights", "device", "layout", "calls", *(name for name in OPTIONS if name != "segmenter"))  # it has its own
 
 
-def check_options(arguments):
+def check_options(arguments: argparse.Namespace) -> None:
     """Check the options of `describe` by themselves. Errors: KeyError naming the nearest method, network or layer; ValueError for options that do not go together."""
     from neuronbench.basics import choose
     from neuronbench.describe.method import METHODS
@@ -654,7 +666,7 @@ def check_options(arguments):
 # %% ../nbs/03_cli.ipynb #7f78fep0
 def check_device(
     device: str,  # as torch names it
-):
+) -> None:
     """Errors: ValueError for a device that torch does not know or that is not here."""
     import torch
 
@@ -692,9 +704,9 @@ def _check_inputs(arguments, method):
 
 # %% ../nbs/03_cli.ipynb #outcode
 def check_folder(
-    folder,  # where results are to go; it need not exist yet
+    folder: Path | str,  # where results are to go; it need not exist yet
     option: str = "--out",
-):
+) -> None:
     """Check that files can be written to `folder`, or that it can be made. Errors: OSError that names the option."""
     folder = Path(folder).absolute()
     try:
@@ -708,7 +720,7 @@ def check_folder(
         raise OSError(f"{option} {str(folder)!r} cannot be written to: {(error.strerror or str(error)).lower()}") from error
 
 
-def check_out(folder):
+def check_out(folder: Path | str) -> None:
     """Check that `save_results` can write to `folder`. Errors: OSError."""
     check_folder(folder)
     check_folder(Path(folder, "cards"))
@@ -717,10 +729,10 @@ def check_out(folder):
 
 # %% ../nbs/03_cli.ipynb #layrcode
 def said_of_layers(
-    pairs,  # list of "LAYER=VALUE", or None
+    pairs: list[str] | None,  # list of "LAYER=VALUE", or None
     option: str,
-    values=None,  # the valid ones; any count from 1 if None
-    layers=None,  # of which something may be said; any if None
+    values: Iterable[str] | None = None,  # the valid ones; any count from 1 if None
+    layers: Iterable[str] | None = None,  # of which something may be said; any if None
 ) -> dict:
     """{layer: value}. Errors: ValueError for another form; KeyError that names the nearest value or layer."""
     from neuronbench.basics import choose
@@ -737,7 +749,7 @@ def said_of_layers(
     return said
 
 # %% ../nbs/03_cli.ipynb #desccode
-def describe(arguments):
+def describe(arguments: argparse.Namespace) -> None:
     """Describe the units of a network's layers on a folder or data set; writes a CSV and a folder of cards, layer by layer. Errors: see `checked_bench`."""
     layers = list(dict.fromkeys(arguments.layer))
     bench, settings = checked_bench(arguments, layers)
@@ -755,9 +767,9 @@ def describe(arguments):
 # %% ../nbs/03_cli.ipynb #desccop0
 @contextmanager
 def keeping(
-    bench,  # Workbench
-    out,  # folder
-):
+    bench: "Workbench",  # Workbench
+    out: Path | str,  # folder
+) -> Iterator[None]:
     """A run that fails or is interrupted leaves what it has described by then."""
     try:
         yield
@@ -767,7 +779,7 @@ def keeping(
         raise
 
 # %% ../nbs/03_cli.ipynb #desccop1
-def checked_bench(arguments, layers):
+def checked_bench(arguments: argparse.Namespace, layers: Iterable[str]) -> "tuple[Workbench, dict]":
     """(workbench, settings of the method), once all has been checked that can be before the images are recorded.
 
     Errors: those of `check_options`, of the files, models and networks that the options name, and of `Workbench.check`.
@@ -849,9 +861,9 @@ def _labels(arguments, images):
 # %% ../nbs/03_cli.ipynb #netlcode
 def show_layers(
     network: str,  # see `network_parts`, or "world"
-    layout=None,  # list of "LAYER=KIND"
-    calls=None,  # list of "LAYER=NUMBER"
-):
+    layout: list[str] | None = None,  # list of "LAYER=KIND"
+    calls: list[str] | None = None,  # list of "LAYER=NUMBER"
+) -> None:
     """Print a table of the network's layers: kind of module, axes of its output, units, size of its map, poolings. Errors: those of `random_network` and `layers`."""
     from neuronbench.probe.layout import KINDS, layers
 
@@ -883,10 +895,10 @@ def _network_and_size(network):
 
 # %% ../nbs/03_cli.ipynb #boardcod
 def leaderboard(
-    out="neuronbench-leaderboard.csv",  # the CSV file, in a folder that exists
-    methods=None,  # names; all if None
-    sentences=None,  # a sentence model on the hub, or a folder: one more measure
-):
+    out: Path | str = "neuronbench-leaderboard.csv",  # the CSV file, in a folder that exists
+    methods: list[str] | None = None,  # names; all if None
+    sentences: str | None = None,  # a sentence model on the hub, or a folder: one more measure
+) -> None:
     """Print the table of every method on every kind of unit of the embedded world, and write it. Errors: KeyError, FileNotFoundError."""
     from neuronbench.basics import replacing
     from neuronbench.describe.descriptions import guarded
@@ -919,7 +931,7 @@ def local_models() -> list[str]:
 
 # %% ../nbs/03_cli.ipynb #4c38226c
 def hub_answer(
-    timeout=5,  # seconds
+    timeout: float = 5,  # seconds
 ) -> str:
     """One sentence on whether the Hugging Face hub can be reached from here."""
     import httpx
@@ -934,7 +946,7 @@ def hub_answer(
     return f"answers with status {status}"
 
 # %% ../nbs/03_cli.ipynb #5c6d84b5
-def doctor():
+def doctor() -> None:
     """Print versions, device, caches, local models and whether the hub answers."""
     from neuronbench.basics import best_device, cache_folder, versions_of
 
@@ -950,12 +962,12 @@ def doctor():
 
 # %% ../nbs/03_cli.ipynb #00cdf5fc
 def train(
-    folder,  # where the weights go: one folder for each model
-    seed=0,
-    scenes=10_000,  # how many to learn from
-    epochs=16,  # passes over them
-    held_out=2000,  # how many to be measured on
-):
+    folder: Path | str,  # where the weights go: one folder for each model
+    seed: int = 0,
+    scenes: int = 10_000,  # how many to learn from
+    epochs: int = 16,  # passes over them
+    held_out: int = 2000,  # how many to be measured on
+) -> None:
     """Train the embedded world's models from scratch and print how well they came out."""
     from neuronbench.embedded.training.train_world import train_world
     from neuronbench.embedded.world import World, evaluate_world
@@ -967,9 +979,9 @@ def train(
 
 # %% ../nbs/03_cli.ipynb #stdy1
 def serve_study(
-    folder,  # of the study, as Study.design makes it
-    host="127.0.0.1",
-    port=8866,
+    folder: Path | str,  # of the study, as Study.design makes it
+    host: str = "127.0.0.1",
+    port: int = 8866,
 ) -> int:
     """Print each rater's link and serve the study until it is interrupted or ended; returns the server's exit status. Errors: those of `serve`."""
     from neuronbench.evaluate.study import Study
@@ -1005,7 +1017,7 @@ def is_sentence(
     return raised and package in ("neuronbench", __name__.partition(".")[0])
 
 # %% ../nbs/03_cli.ipynb #maincode
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status, see `EXIT`. Errors: those that are no sentences."""
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")  # a terminal that lacks a letter costs no run
@@ -1036,7 +1048,7 @@ def _said_of_file(error):
     return error
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> int | None:
     """Call the function of the chosen command."""
     if arguments.command == "demo":
         return demo(arguments.folder)

@@ -6,7 +6,10 @@
 __all__ = ['UnitsOfLayers', 'units_of_layers', 'RecordingBench', 'SupplyingBench', 'DescribingBench', 'ViewingBench', 'Workbench']
 
 # %% ../nbs/02_workbench.ipynb #b7fed640
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,17 +20,19 @@ from .describe.descriptions import COLUMNS, chosen_units, joined_frames, replace
 from .describe.method import METHODS, MODELS, Method, check_needs, needs_of, supplied
 from .embedded.world import world, world_tools
 from .foundation.consensus import Consensus
+from .foundation.interfaces import LanguageModel, RegionCaptionModel, RegionEncoder
 from .evaluate.measure import summary
+from .probe.annotations import Annotations
 from .probe.images import ProbingSet
 from .probe.layout import POOLINGS
 from .probe.passes import first_readable
 from .probe.recording import Recording, check_parts, record
 from .probe.target import Target
-from .show.card import card, cards
+from .show.card import Card, Cards, card, cards
 from .show.report import method_settings, write_report
-from .widgets.browser import browse
-from .words import same_meaning
-from .widgets.tuners import tune
+from .widgets.browser import Browser, browse
+from .words import SameMeaning, same_meaning
+from .widgets.tuners import Tuners, tune
 
 # %% ../nbs/02_workbench.ipynb #chkcode2
 class UnitsOfLayers(dict):
@@ -39,8 +44,8 @@ class UnitsOfLayers(dict):
 
 
 def units_of_layers(
-    target,  # Target
-    images,  # ProbingSet
+    target: Target,
+    images: ProbingSet,
 ) -> UnitsOfLayers:
     """The units of the target's layers, from one pass over the first image that can be read.
 
@@ -53,7 +58,7 @@ def units_of_layers(
 class RecordingBench:
     """A target and a probing set, recorded on first use."""
 
-    def __init__(self, target: Target, images: ProbingSet, store=None, pool=None):
+    def __init__(self, target: Target, images: ProbingSet, store: Path | str | None = None, pool: str | Iterable[str] | None = None):
         check_parts(target, images)
         self.target, self.images, self.store, self._others = target, images, store, {}
         self.pool = pool and tuple(choose(name, POOLINGS, "pooling") for name in ([pool] if isinstance(pool, str) else pool))
@@ -102,11 +107,11 @@ class RecordingBench:
 class SupplyingBench(RecordingBench):
     """A bench that holds what methods need: `held`, by need, see `NEEDS`."""
 
-    def __init__(self, target: Target, images: ProbingSet, store=None, pool=None, **held):
+    def __init__(self, target: Target, images: ProbingSet, store: Path | str | None = None, pool: str | Iterable[str] | None = None, **held: Any):
         super().__init__(target, images, store, pool)
         self._held = held
 
-    def method(self, name: str, **settings) -> Method:
+    def method(self, name: str, **settings: Any) -> Method:
         """The method of that name with what the bench holds; `settings` are fields of its dataclass. Nothing is recorded. Errors: those of `supplied`."""
         return supplied(name, self._held, self.target, self.images, **settings)
 
@@ -122,7 +127,7 @@ class SupplyingBench(RecordingBench):
             return str(error)
         return ""
 
-    def check(self, layer: str, method: str = "clip-dissect", units=None, pool: str | None = None, **settings) -> Method:
+    def check(self, layer: str, method: str = "clip-dissect", units: Iterable[int] | None = None, pool: str | None = None, **settings: Any) -> Method:
         """The method that `describe` would call, once everything is checked that can be before the images are recorded.
 
         At most one image is read, to know the layer's units. Errors: KeyError that names the nearest layer, method, setting or pooling;
@@ -145,11 +150,11 @@ class DescribingBench(SupplyingBench):
     """A bench that describes. `descriptions`: DataFrame layer, unit, description, score, method, of all methods run; `failures`: dicts
     layer, unit, step, reason and method, of all units that a method could not describe."""
 
-    def __init__(self, target: Target, images: ProbingSet, store=None, pool=None, **held):
+    def __init__(self, target: Target, images: ProbingSet, store: Path | str | None = None, pool: str | Iterable[str] | None = None, **held: Any):
         super().__init__(target, images, store, pool, **held)
         self.descriptions, self.failures, self._settings = pd.DataFrame(columns=COLUMNS), [], {}
 
-    def describe(self, layer: str, method: str = "clip-dissect", units=None, pool: str | None = None, **settings) -> pd.DataFrame:
+    def describe(self, layer: str, method: str = "clip-dissect", units: Iterable[int] | None = None, pool: str | None = None, **settings: Any) -> pd.DataFrame:
         """Describe `units` of `layer` (all when None); the rows are returned, and take the place of older ones in `descriptions`, part by part.
 
         `pool`: the pooling to describe by, recorded if it is not yet; the bench's when None. `settings` are fields of the method's
@@ -174,20 +179,20 @@ class ViewingBench(DescribingBench):
 
     truth, same = None, same_meaning
 
-    def browse(self, layer: str | None = None, pool: str | None = None):
+    def browse(self, layer: str | None = None, pool: str | None = None) -> Browser:
         """The browser on `layer` (the deepest if None), ranked by `pool`, with every description so far. Errors: those of `recorded`."""
         layer = layer or self.target.layers[-1]
         return browse(self.recorded(layer, pool), self.images, layer, self.descriptions, pool)
 
-    def card(self, layer: str, unit: int, pool: str | None = None):
+    def card(self, layer: str, unit: int, pool: str | None = None) -> Card:
         """One unit as a Card, ranked by `pool`, with every description of it so far; `.save("unit.pdf")` writes it for a paper. Errors: those of `recorded`; IndexError."""
         return card(self.recorded(layer, pool), self.images, layer, unit, self.descriptions, pool=pool)
 
-    def cards(self, layer: str, units, k: int = 5, pool: str | None = None):
+    def cards(self, layer: str, units: Iterable[int], k: int = 5, pool: str | None = None) -> Cards:
         """Many units as one figure for an appendix, with every description of them so far; `.save("units.pdf")` writes all pages. Errors: those of `recorded` and `cards`."""
         return cards(self.recorded(layer, pool), self.images, layer, units, self.descriptions, k, pool=pool)
 
-    def tune(self, layer: str | None = None, unit: int = 0, chats=None, scorings=None, **settings):
+    def tune(self, layer: str | None = None, unit: int = 0, chats: dict[str, LanguageModel] | None = None, scorings: Iterable[Callable] | None = None, **settings: Any) -> Tuners:
         """The tuners of Describe-and-Dissect on one unit: crops, prompts, scoring, comparison.
 
         `chats`: {name: chat model} to choose from, besides the bench's own and `Consensus`; `scorings`: scoring functions of one's own;
@@ -197,7 +202,7 @@ class ViewingBench(DescribingBench):
         chats, layer = {"Consensus": Consensus(), **(chats or {})}, layer or self.target.layers[-1]
         return tune(method, self.recorded(layer, method.pool), self.images, layer, unit, self.truth, chats, scorings, same=self.same)
 
-    def report(self, path="neuronbench-report.html", layers=None, values=None, pool=None, **options):
+    def report(self, path: Path | str = "neuronbench-report.html", layers: list[str] | None = None, values: pd.DataFrame | None = None, pool: str | None = None, **options: Any) -> Path:
         """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.
 
         `values`: DataFrame layer, unit, method, measure, value, of any evaluations; their means are compared with 95 % intervals.
@@ -223,18 +228,18 @@ class Workbench(ViewingBench):
         self,
         target: Target,  # the network under study and its layers
         images: ProbingSet,
-        store=None,  # path of a zarr store that keeps the recording; in memory when None
-        pool=None,  # how positions become a unit's one number, "class", "mean", "max", or several; each layer's default if None
-        concepts=20_000,  # concept set: a list, a text file's path, or a count of common words
-        concept_labels=None,  # boolean DataFrame (image, concept) for INVERT; the images' classes when None
-        annotations=None,  # Annotations of the images for Network Dissection and compositional explanations
-        captions=None,  # caption corpus for FALCON: a text file or a list
-        vocabulary=None,  # {class: phrases} for PatchVocabulary; the chat model is asked for the classes that it lacks
-        region_captioner=None,  # RegionCaptioner for MILAN
-        region_encoder=None,  # the StageFeatures that it was trained with
-        truth=None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
-        same=same_meaning,  # the rule they are marked by: `SameMeaning` with a field's synonyms
-        **models,  # clip, captioner, chat, painter; those that are missing are loaded when a method needs them, see `NEEDS`
+        store: Path | str | None = None,  # path of a zarr store that keeps the recording; in memory when None
+        pool: str | Iterable[str] | None = None,  # how positions become a unit's one number, "class", "mean", "max", or several; each layer's default if None
+        concepts: Iterable[str] | Path | str | int = 20_000,  # concept set: a list, a text file's path, or a count of common words
+        concept_labels: pd.DataFrame | None = None,  # boolean DataFrame (image, concept) for INVERT; the images' classes when None
+        annotations: Annotations | None = None,  # Annotations of the images for Network Dissection and compositional explanations
+        captions: Iterable[str] | Path | str | None = None,  # caption corpus for FALCON: a text file or a list
+        vocabulary: dict | Path | str | None = None,  # {class: phrases} for PatchVocabulary; the chat model is asked for the classes that it lacks
+        region_captioner: RegionCaptionModel | None = None,  # RegionCaptioner for MILAN
+        region_encoder: RegionEncoder | None = None,  # the StageFeatures that it was trained with
+        truth: pd.DataFrame | None = None,  # DataFrame layer, unit, description of known meanings, which the tuners mark answers by
+        same: SameMeaning = same_meaning,  # the rule they are marked by: `SameMeaning` with a field's synonyms
+        **models: Any,  # clip, captioner, chat, painter; those that are missing are loaded when a method needs them, see `NEEDS`
     ):
         for name in models:
             choose(name, MODELS, "model")
@@ -244,7 +249,7 @@ class Workbench(ViewingBench):
         self.truth, self.same = truth, same
 
     @classmethod
-    def demo(cls, store=None, pool=None) -> "Workbench":
+    def demo(cls, store: Path | str | None = None, pool: str | Iterable[str] | None = None) -> "Workbench":
         """The embedded world on the bench, with its models, its concept set and its labels; recorded once per machine."""
         known = world()
         tools = world_tools(known)

@@ -102,7 +102,6 @@ def test_a_borrowed_name_is_found(monkeypatch, tmp_path):
     assert list(_borrowed(borrower)) == ["_tool", "tool._mark"] and PRIVATE[borrower] == {"_own"}
 
 
-ANNOTATED = ["basics", "shapes", "words", "registry", "probe", "foundation", "describe", "embedded", "evaluate", "pictures", "show"]  # floors whose public signatures are annotated; grows until it is all of FLOORS
 SHOWN = ("__init__", "__call__", "__getitem__", "__len__")  # methods that are part of a public signature
 
 
@@ -123,7 +122,7 @@ def _parameters(node):
     return [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, [given.vararg, given.kwarg])]
 
 
-@pytest.mark.parametrize("floor", ANNOTATED)
+@pytest.mark.parametrize("floor", FLOORS)
 def test_public_signatures_are_annotated(floor):
     files = sorted((PACKAGE / floor).rglob("*.py")) if (PACKAGE / floor).is_dir() else [PACKAGE / f"{floor}.py"]
     bare = [f"{path.relative_to(PACKAGE)}: {name}({parameter.arg})" for path in files for name, _, parameters in _public_functions(path)

@@ -156,7 +156,7 @@ class UnitList(BrowserState):
         pinned = pd.DataFrame(self.pinned, columns=["layer", "unit"]).astype({"layer": str, "unit": int})
         return pinned.merge(best_descriptions(self.descriptions), on=["layer", "unit"], how="left")
 
-    def add_descriptions(self, descriptions: pd.DataFrame):
+    def add_descriptions(self, descriptions: pd.DataFrame) -> None:
         """Show the descriptions of a further method; those that it gave to the same units before are replaced."""
         self.descriptions = replaced(self.descriptions, check_descriptions(descriptions, self.recording))
         self._list_units()

@@ -77,7 +77,7 @@ class ComparedMethods(CompareState):
         for name, given in selected.items():
             given.observe(lambda change, name=name: self._follow_method(name, change["new"]), "method")
 
-    def redraw(self):
+    def redraw(self) -> None:
         with self.telling(), self.turn, self.hold_sync():
             self._filled, self.stale = self.layer, False
             self.units = chosen_numbers(self.chosen, self.unit_count) or list(range(self.unit_count))
@@ -90,7 +90,7 @@ class ComparedMethods(CompareState):
             self.code = self._call()
             self.message = ""
 
-    def changed_unit(self):
+    def changed_unit(self) -> None:
         if self.layer != self._filled:
             self.draw()
 
@@ -101,7 +101,7 @@ class ComparedMethods(CompareState):
         rest = ", truth=truth" * (self.truth is not None) + (f", pool={self.pool!r}" if self.pool else "") + ", same=same" * (self.same is not same_meaning)
         return f"{needed}\n\ncompare = Compare(recording, {{\n{lines}}}, {self.layer!r}, {list(self.units)!r}{rest})"
 
-    def change_method(self, name: str, method: Method):
+    def change_method(self, name: str, method: Method) -> None:
         """Another method of this name; what the one before it said is dropped."""
         self.methods[name] = method
         if self.descriptions[name] is None:
@@ -122,7 +122,7 @@ class RunMethods(ComparedMethods):
         super().__init__(recording, descriptions, layer, truth, pool, same, selection)
         self.observe(self._list, ["query", "only_disagreeing", "rows"])
 
-    def run(self):
+    def run(self) -> int | None:
         """Run the methods on the units of the table, in the background."""
         layer, units, methods = self.layer, list(self.units), dict(self.methods)
         self.message = ""
@@ -184,7 +184,7 @@ class ComparisonFiles(RunMethods):
         rows, pooled = self.listed_rows(), pooling_of(self.recording, self.layer, self.pool)
         return static_page(rows, self.names, self.layer, lambda unit: self.pictures(self.layer, unit, self.pool), pooled)
 
-    def save(self, path: str | Path):
+    def save(self, path: str | Path) -> None:
         """Write the page; an older one stays until it is whole."""
         with replacing(path) as unfinished:
             unfinished.write_text(self.page(), encoding="utf-8")

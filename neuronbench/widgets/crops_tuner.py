@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import traitlets
+from matplotlib.figure import Figure
 
 from ..pictures import jpeg, new_figure, picture_axes, show_picture, small_png
 from ..probe.crops import UPSAMPLINGS, CropSettings, crop_steps
@@ -77,7 +78,7 @@ def crops_figure(
     pictures: list,  # of PIL images, square
     steps: list,  # of CropSteps, or of None where there are no maps
     title: str,
-):
+) -> Figure:
     """The exemplars with their masks and boxes as a matplotlib Figure."""
     rows = max(-(-len(pictures) // 5), 1)
     figure = new_figure(7.4, 1.5 * rows + 0.4)
@@ -123,7 +124,7 @@ class CropsEditor(CropsState):
         return CropSettings(**{name: getattr(self, name) for name in FIELDS})
 
     @settings.setter
-    def settings(self, settings: CropSettings):
+    def settings(self, settings: CropSettings) -> CropSettings:
         with self.hold_trait_notifications():
             for name in FIELDS:
                 setattr(self, name, getattr(settings, name))
@@ -140,7 +141,7 @@ class CropsEditor(CropsState):
         if method.crops not in (None, self.settings):
             self.settings = method.crops
 
-    def changed_settings(self):
+    def changed_settings(self) -> None:
         self.draw()
 
 # %% ../../nbs/widgets/05_crops_tuner.ipynb #cropdr02
@@ -157,7 +158,7 @@ class CropsPicture(CropsEditor):
         super().__init__(recording, layer, unit, settings, pool, selection)
 
     @property
-    def best(self):
+    def best(self) -> Exemplars:
         """The `Exemplars` of the unit."""
         return self._ranked(self.layer, self.unit, self.pool)
 
@@ -195,13 +196,13 @@ class CropsTuner(CropsPicture):
         self.observe(lambda change: self.draw(), "pool")
         self._write_code()
 
-    def redraw(self):
+    def redraw(self) -> None:
         with self.telling():
             self.send(*exemplars_message(self.recording, self.best, self.picture, self._key(), pooling_of(self.recording, self.layer, self.pool)))
             self._maps_on_view = None
             self._send_steps()
 
-    def changed_settings(self):
+    def changed_settings(self) -> None:
         if self.on_view:
             with self.telling():
                 self._send_steps()

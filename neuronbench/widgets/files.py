@@ -41,7 +41,7 @@ class Module:
     text: str  # what is neither import nor export
 
     @property
-    def variable(self):
+    def variable(self) -> str:
         """The name under which other modules of the bundle find what this one exports."""
         return "$" + self.name.removesuffix(".mjs")
 

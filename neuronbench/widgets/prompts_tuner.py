@@ -114,7 +114,7 @@ class PromptsEditor(PromptsState):
             if any(getattr(self.method, name) != value for name, value in tuned.items()):
                 self.method = dataclasses.replace(self.method, **tuned)
 
-    def changed_method(self):
+    def changed_method(self) -> None:
         """Settings that are not edited here hold for both sides; those that are move the controls."""
         method = self.method
         self.saved = dataclasses.replace(method, **{name: getattr(self.saved, name) for name in FIELDS})
@@ -122,7 +122,7 @@ class PromptsEditor(PromptsState):
             same = self.typed()[0] == method.prompts  # what is being typed may differ by a space that is stripped
             self.show_fields({name: value for name, value in self._fields(method).items() if not (same and name in (*TEXTS, "examples"))})
 
-    def show_fields(self, fields: dict):
+    def show_fields(self, fields: dict) -> None:
         """Put values into controls, all at once."""
         with self.hold_trait_notifications():
             for name, value in fields.items():
@@ -145,7 +145,7 @@ class PromptVersions(PromptsEditor):
     def _list_versions(self):
         self.versions = [GIVEN, *sorted(path.stem for path in self.folder.glob("*.txt"))]
 
-    def save(self, name: str):
+    def save(self, name: str) -> None:
         """Write the prompts into a text file of this name; from now on they are the saved ones. Errors: ValueError, OSError."""
         prompts, problems = self.typed()
         if problems:
@@ -156,7 +156,7 @@ class PromptVersions(PromptsEditor):
         self._list_versions()
         self.version, self.saved = name, self.method
 
-    def load(self, name: str):
+    def load(self, name: str) -> None:
         """Take the saved prompts of this name, as the edited ones too. Errors: ValueError, OSError, KeyError."""
         prompts = self._given if name == GIVEN else Prompts.load(version_path(self.folder, name))
         self.saved = dataclasses.replace(self.saved, prompts=prompts)
@@ -185,16 +185,16 @@ class PromptsCost(PromptVersions):
         self.runs = f"Run on unit {self.units[0]}" if len(self.units) == 1 else f"Run on {len(self.units)} units"
         self.code = method_call(self.method, self.layer, self.units, self.model_names)
 
-    def changed_unit(self):
+    def changed_unit(self) -> None:
         self._choose_units()
         self.draw()
 
-    def changed_method(self):
+    def changed_method(self) -> None:
         super().changed_method()
         self.code = method_call(self.method, self.layer, self.units, self.model_names)
         self.draw()
 
-    def redraw(self):
+    def redraw(self) -> None:
         if not self.countable:
             self.estimate = "Counting requests and tokens."  # the count before may be wrong by now
         self.estimating.ask()
@@ -204,7 +204,7 @@ class PromptsCost(PromptVersions):
         method = self.method
         return self.layer, unit, id(method.captioner), method.crops, method.exemplars, method.image_size, method.pool
 
-    def keep_captions(self, keys: list[tuple], traces: list):
+    def keep_captions(self, keys: list[tuple], traces: list) -> None:
         """Know the captions of these traces, and count anew."""
         self._captions |= dict(zip(keys, (list(trace.proposed.captions) for trace in traces)))
         self._estimate()
@@ -224,14 +224,14 @@ class PromptsRun(PromptsCost):
 
     truth, same = None, same_meaning
 
-    def count(self):
+    def count(self) -> int:
         """Caption the images of the chosen units, in the background, so that tokens can be counted before any is sent."""
         captioning = dataclasses.replace(self.method, summarise=False, select=False)
         layer, units, keys = self.layer, list(self.units), [self.captions_key(unit) for unit in self.units]
         self.message = ""
         self.work.start(lambda watch: self.keep_captions(keys, captioning.traces(self.recording, layer, units, watch)))
 
-    def run(self):
+    def run(self) -> int | None:
         """Describe the chosen units under the saved and the edited settings, in the background. Errors: ValueError for a field with a problem."""
         if self.problems:
             raise ValueError(next(iter(self.problems.values())))

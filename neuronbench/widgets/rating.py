@@ -81,7 +81,7 @@ class Rating(anywidget.AnyWidget):
 def rating_page(
     folder: str | Path,  # of the study
     query: str,  # of the page's address, such as "rater=..."
-):
+) -> str:
     """The `Rating` of the rater whom a link belongs to, or a sentence that says what is wrong with it."""
     import ipywidgets
 

@@ -109,7 +109,7 @@ class ScoringEditor(ScoringState):
             self.method = dataclasses.replace(self.method, **tuned)
         self.changed_settings()
 
-    def changed_method(self):
+    def changed_method(self) -> None:
         method = self.method
         self.functions.setdefault(scoring_name(method.scoring), method.scoring)
         with self.hold_trait_notifications():
@@ -117,11 +117,11 @@ class ScoringEditor(ScoringState):
             self.beta, self.t, self.images_per_candidate = method.beta, method.t, method.images_per_candidate
         self._write_code()
 
-    def changed_unit(self):
+    def changed_unit(self) -> None:
         super().changed_unit()
         self._write_code()
 
-    def changed_settings(self):
+    def changed_settings(self) -> None:
         self.draw()
 
     def _write_code(self):
@@ -141,13 +141,13 @@ class UnitTraces(ScoringEditor):
         trace = self.selection.results.get((self.layer, self.unit))
         return trace and trace.rescored(scoring=self.functions[self.scoring], beta=self.beta, t=self.t)
 
-    def run(self):
+    def run(self) -> int | None:
         """Run the method on the unit on view, in the background; steps that are known are not run again."""
         self.message = ""
         layer, unit, method = self.layer, self.unit, self.method
         self.work.start(lambda watch: self.finish(method, method.traces(self.recording, layer, [unit], watch)[0]))
 
-    def finish(self, method: DescribeAndDissect, trace: DescribeAndDissectTrace):
+    def finish(self, method: DescribeAndDissect, trace: DescribeAndDissectTrace) -> None:
         """Keep what a method gave, with its pictures."""
         if is_painted(trace):
             self._pictures[trace.layer, trace.unit] = trace, painted_message(trace)
@@ -203,18 +203,18 @@ class ScoringTuner(UnitTraces):
         if self.ready()[0] is not self._drawn:
             self.draw()
 
-    def changed_unit(self):
+    def changed_unit(self) -> None:
         self.runs = self.lacking()
         super().changed_unit()
 
-    def changed_settings(self):
+    def changed_settings(self) -> None:
         self.runs = self.lacking()
         if self.on_view:
             self._send_scores()
         else:
             self.stale = True
 
-    def redraw(self):
+    def redraw(self) -> None:
         with self.telling():
             self._drawn, message = self.ready()
             nothing = {"kind": "nothing", "sentence": why_nothing(None if is_painted(self._drawn) else self._drawn)}

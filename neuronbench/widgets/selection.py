@@ -41,13 +41,13 @@ class Selection(TakesTurns, traitlets.HasTraits):
     def _check_unit(self, proposal):
         return choose_unit(self.recording, self.layer, proposal["value"])
 
-    def move(self, layer: str, unit: int):
+    def move(self, layer: str, unit: int) -> None:
         """To a unit of a layer, in one step."""
         unit = choose_unit(self.recording, choose(layer, self.recording.layers, "layer"), unit)
         with self.turn, self.hold_trait_notifications():
             self.layer, self.unit = layer, unit
 
-    def keep(self, traces: Iterable[Trace]):
+    def keep(self, traces: Iterable[Trace]) -> None:
         """Add what the method gave."""
         with self.turn:
             self.results = {**self.results, **{(trace.layer, trace.unit): trace for trace in traces}}

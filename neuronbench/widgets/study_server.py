@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections import defaultdict, deque
+from typing import Any
 from urllib.parse import parse_qs
 
 from jupyter_core.utils import ensure_async
@@ -97,7 +98,7 @@ class Refused(HTTPError):
 class RaterProcesses(AsyncMappingKernelManager):
     """The processes of the pages that are open."""
 
-    def __init__(self, **given):
+    def __init__(self, **given: Any):
         super().__init__(**given)
         self._links = {}  # {process: token of the link that it was started for}, the oldest first, with those that are starting
 
@@ -126,7 +127,7 @@ class RaterProcesses(AsyncMappingKernelManager):
             raise Refused(429, "this link is being opened already: wait a moment, then reload this page")
         return same[0]
 
-    def remove_kernel(self, kernel_id: str):
+    def remove_kernel(self, kernel_id: str) -> Any:
         self._links.pop(kernel_id, None)
         return super().remove_kernel(kernel_id)
 
@@ -147,7 +148,7 @@ class OwnNamesOnly:
             raise Refused(403, f"this server does not answer to the name {request.host!r}: use the link as it was sent")
         await ensure_async(super().prepare())
 
-    def write_error(self, status_code: int, **given):
+    def write_error(self, status_code: int, **given: Any) -> None:
         error = given.get("exc_info", (None, None))[1]
         if isinstance(error, Refused):
             self.set_header("Content-Type", "text/html; charset=utf-8")
@@ -179,11 +180,11 @@ class StudyServer(Voila):
 
     processes = Int(64, help="Pages that may be open at a time.", config=True)
 
-    def init_settings(self):
+    def init_settings(self) -> dict:
         self.tokens, self.wrong_links = link_tokens(os.environ["NEURONBENCH_STUDY"]), WrongLinks()
         return {**super().init_settings(), "study_server": self}
 
-    def init_handlers(self):
+    def init_handlers(self) -> list:
         return [(pattern, _own(handler), *rest) for pattern, handler, *rest in super().init_handlers()]
 
 

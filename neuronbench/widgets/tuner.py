@@ -8,7 +8,9 @@ __all__ = ['written', 'imports', 'method_call', 'chosen_numbers', 'TunerState', 
 # %% ../../nbs/widgets/04_tuner.ipynb #986fcd0a
 import dataclasses
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anywidget
 import traitlets
@@ -144,7 +146,7 @@ class UnitView(TunerState):
 
     on_view = traitlets.Bool(True, help="Whether a person sees the view.")
 
-    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits: Any):
         self.recording, self.selection, self.stale = recording, selection or Selection(recording, layer, unit), False
         layer, unit = self._place = self.selection.layer, self.selection.unit
         super().__init__(layers=list(recording.layers), layer=layer, unit_count=recording[layer].sizes["unit"], unit=unit, **traits)
@@ -181,23 +183,23 @@ class UnitView(TunerState):
         if self.on_view and self.stale:
             self.draw()
 
-    def draw(self):
+    def draw(self) -> None:
         """Redraw, now or when the view is seen again."""
         self.stale = not self.on_view
         if self.on_view:
             self.redraw()
 
-    def changed_unit(self):
+    def changed_unit(self) -> None:
         self.draw()
 
-    def redraw(self):
+    def redraw(self) -> None:
         """Send what of the view is no trait."""
 
 # %% ../../nbs/widgets/04_tuner.ipynb #d755ded4
 class Tuner(UnitView):
     """A view of one unit with controls; the parent of every tuner, whose own files come after tuner.css, and import tuner.mjs."""
 
-    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits: Any):
         self.model_names = {}  # see `written`
         self.work = Work(self._show_run, self._show_message)
         self.actions = {"ask": self.redraw, "stop": self.work.stop}  # a new view asks for what is no trait
@@ -205,7 +207,7 @@ class Tuner(UnitView):
         self.on_msg(self._answer)
 
     @contextmanager
-    def telling(self):
+    def telling(self) -> Iterator[None]:
         """What goes wrong in it becomes the message of the view."""
         try:
             yield
@@ -238,7 +240,7 @@ class Tuner(UnitView):
 class MethodTuner(Tuner):
     """A tuner of a method: that of its selection, with what is set. `changed_method` is what a subclass does when it is another."""
 
-    def __init__(self, method: Method, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits):
+    def __init__(self, method: Method, recording: Recording, layer: str | None = None, unit: int = 0, selection: Selection | None = None, **traits: Any):
         super().__init__(recording, selection=selection or Selection(recording, layer, unit, method), **traits)
         self.selection.observe(lambda change: self.changed_method(), "method")
 
@@ -248,8 +250,8 @@ class MethodTuner(Tuner):
         return self.selection.method
 
     @method.setter
-    def method(self, method: Method):
+    def method(self, method: Method) -> Method:
         self.selection.method = method
 
-    def changed_method(self):
+    def changed_method(self) -> None:
         self.draw()

@@ -14,6 +14,7 @@ import pandas as pd
 import traitlets
 
 from ..describe.describe_and_dissect.method import DescribeAndDissect
+from ..describe.method import Method
 from ..probe.images import ProbingSet
 from ..probe.recording import Recording, same_images
 from .files import bundled, joined
@@ -74,7 +75,7 @@ class Tuners(TakesTurns, ipywidgets.VBox):
         return self.selection.method
 
     @method.setter
-    def method(self, method: DescribeAndDissect):
+    def method(self, method: DescribeAndDissect) -> Method:
         self.selection.method = method
 
     @property
@@ -83,7 +84,7 @@ class Tuners(TakesTurns, ipywidgets.VBox):
         return self.selection.layer
 
     @layer.setter
-    def layer(self, layer: str):
+    def layer(self, layer: str) -> str:
         self.selection.layer = layer
 
     @property
@@ -92,7 +93,7 @@ class Tuners(TakesTurns, ipywidgets.VBox):
         return self.selection.unit
 
     @unit.setter
-    def unit(self, unit: int):
+    def unit(self, unit: int) -> int:
         self.selection.unit = unit
 
     def __repr__(self):

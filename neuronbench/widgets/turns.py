@@ -24,7 +24,7 @@ class TakesTurns:
         with _TURN:
             super().__setattr__(name, value)
 
-    def set_trait(self, name: str, value: object):
+    def set_trait(self, name: str, value: object) -> None:
         with _TURN:
             super().set_trait(name, value)
 

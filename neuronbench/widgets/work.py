@@ -27,7 +27,7 @@ class Watch:
     ):
         self._show, self._step, self._shown, self.stopping = show, None, 0.0, threading.Event()
 
-    def __call__(self, step: str, done: int, total: int):
+    def __call__(self, step: str, done: int, total: int) -> None:
         if self.stopping.is_set():
             raise Stopped(f"at {step}, {done} of {total}")
         now = time.monotonic()
@@ -53,7 +53,7 @@ class Work:
     def start(
         self,
         job: Callable,  # that is given `watch`; it calls watch(step, done, total) between batches
-    ):
+    ) -> None:
         """Start a job. Errors: RuntimeError while another one runs."""
         if not self._busy.acquire(timeout=_ENDING):
             raise RuntimeError("something is running: stop it first, or wait for its end")
@@ -62,14 +62,14 @@ class Work:
         self._thread = threading.Thread(target=self._run, args=(job,), name="neuronbench-work", daemon=True)
         self._thread.start()
 
-    def stop(self):
+    def stop(self) -> None:
         """Ask the job to stop; it does after the batch it is working on."""
         self._watch.stopping.set()
 
     def wait(
         self,
         seconds: float | None = None,  # at most; as long as it takes if None
-    ):
+    ) -> None:
         """Wait for the end of the job, if one runs. Errors: TimeoutError."""
         if self._thread is not None:
             self._thread.join(seconds)
@@ -102,7 +102,7 @@ class Later:
         self._asking, self._doing, self._done = threading.Lock(), threading.Lock(), threading.Event()
         self._done.set()
 
-    def ask(self):
+    def ask(self) -> None:
         """Do the job soon; a moment after the last of several calls."""
         with self._asking:
             if self._timer is not None:
@@ -112,7 +112,7 @@ class Later:
             self._timer.daemon = True
             self._timer.start()
 
-    def wait(self, seconds: float | None = None):
+    def wait(self, seconds: float | None = None) -> None:
         """Wait for the end of what was asked for. Errors: TimeoutError."""
         if not self._done.wait(seconds):
             raise TimeoutError(f"the job is not done after {seconds} s")
