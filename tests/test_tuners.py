@@ -19,7 +19,7 @@ from neuronbench.describe.describe_and_dissect.method import DescribeAndDissect
 from neuronbench.describe.describe_and_dissect.prompts import Prompts, examples_from
 from neuronbench.describe.describe_and_dissect.reasons import reason, score_columns
 from neuronbench.describe.describe_and_dissect.scoring import SCORINGS
-from neuronbench.describe.method import Method, Trace
+from neuronbench.describe.method import METHODS, Method, Trace
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.probe.crops import CropSettings, crop_steps
 from neuronbench.probe.exemplars import exemplars
@@ -717,6 +717,9 @@ class Plain(Method):
     def traces(self, recording, layer, units, watch=None):
         middle = recording[layer].sizes["unit"] / 2
         return [Trace(recording, layer, unit, [(f"{self.word} {'first' if unit < middle else 'second'}", 1.0)], reason="it is unit five" if unit == 5 else "") for unit in units]
+
+
+del METHODS._classes["plain"]  # other tests count the methods that there are
 
 
 def test_a_method_that_somebody_else_wrote_is_compared_as_ours_are(recording):

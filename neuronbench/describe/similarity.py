@@ -272,7 +272,7 @@ def soft_wpmi_odds(
 
     odds[u, c] = L[u, c] - logsumexp over v != u of L[v, c], with L and its constants as in `soft_wpmi`; infinite for a single unit.
     """
-    likelihood = soft_wpmi(concept_scores, activations, lam=0)
+    likelihood = soft_wpmi(concept_scores, activations, lam=0.0)
     list(_each(lambda block: likelihood[:, block].sub_(_others(likelihood[:, block])),
                _blocks(likelihood.shape[1], 4 * len(likelihood), likelihood.device), likelihood.device))
     return likelihood
