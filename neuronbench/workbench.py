@@ -17,7 +17,7 @@ import xarray as xr
 
 from .basics import check_columns, choose, name_list
 from .describe.descriptions import COLUMNS, chosen_units, joined_frames, replaced
-from .describe.method import METHODS, MODELS, Method, check_needs, needs_of, supplied
+from .describe.method import METHODS, MODELS, Method, lacking_for, supplied
 from .embedded.world import world, world_tools
 from .foundation.consensus import Consensus
 from .foundation.interfaces import LanguageModel, RegionCaptionModel, RegionEncoder
@@ -117,15 +117,8 @@ class SupplyingBench(RecordingBench):
 
     def methods(self) -> pd.DataFrame:
         """Columns name, method, missing: every method there is, and what keeps this bench from calling it; an empty text if nothing does."""
-        rows = [(name, kind.label, self._missing(kind)) for name, kind in METHODS.items()]
+        rows = [(name, kind.label, lacking_for(kind, self._held, self.target, self.images)) for name, kind in METHODS.items()]
         return pd.DataFrame(rows, columns=["name", "method", "missing"])
-
-    def _missing(self, kind):
-        try:
-            check_needs(kind, {need: self._held.get(need) for need in needs_of(kind)}, self.target, self.images)
-        except (ValueError, TypeError) as error:
-            return str(error)
-        return ""
 
     def check(self, layer: str, method: str = "clip-dissect", units: Iterable[int] | None = None, pool: str | None = None, **settings: Any) -> Method:
         """The method that `describe` would call, once everything is checked that can be before the images are recorded.
@@ -161,9 +154,9 @@ class DescribingBench(SupplyingBench):
         dataclass. Everything is checked before the images are recorded; errors: those of `check`.
         """
         ready, recording = self.check(layer, method, units, pool, **settings), self.recorded(layer, pool)
-        units, tables = range(recording[layer].sizes["unit"]) if units is None else units, []
+        units, tables, told = range(recording[layer].sizes["unit"]) if units is None else units, [], method_settings(ready)
         for table in ready.parts(recording, self.images, {layer: units}):
-            self._settings |= {f"{name} of {layer}": method_settings(ready) for name in table.method.unique()}
+            self._settings |= {f"{name} of {layer}": told for name in table.method.unique()}
             self._keep(table)
             tables.append(table)
         return joined_frames(tables)

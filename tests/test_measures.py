@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 
 import neuronbench as nb
-from neuronbench.embedded.world import World
 from neuronbench.evaluate.leaderboard import UNIT_KINDS, leaderboard, wide_table, world_measures
 from neuronbench.evaluate.measure import MEASURES, Measure, measure_fault, supplied_measures
-from neuronbench.probe.recording import record
+from test_leaderboard import here, recording  # noqa: F401
 
 OURS = {"agreement", "class-detection", "connections", "described", "described-drops", "faithfulness", "right", "seconds", "synthesis"}
 
@@ -50,16 +49,6 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(MEASURES, "faults", {})
     yield install
     monkeypatch.setattr(MEASURES, "_searched", True)
-
-
-@pytest.fixture(scope="module")
-def here():
-    return World(scenes=240)
-
-
-@pytest.fixture(scope="module")
-def recording(here):
-    return record(here.target, here.images, progress=False)
 
 
 class Silent:

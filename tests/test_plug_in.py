@@ -66,6 +66,11 @@ def test_the_method_has_twenty_lines():
     assert len(lines) <= 23  # seven of them imports and the table of colours
 
 
+def test_the_page_shows_this_very_method():
+    cells = json.loads((Path(__file__).parent.parent / "nbs" / "your_own_method.ipynb").read_text())["cells"]
+    assert SOURCE.read_text().split('"""', 2)[2].strip() in ["".join(cell["source"]) for cell in cells]
+
+
 CODE = """
 import json, warnings
 with warnings.catch_warnings(record=True) as said:

@@ -15,6 +15,7 @@ import {
   percent,
   readable,
   save,
+  searchInput,
   UnitBar,
   unitTitle,
   View,
@@ -185,13 +186,7 @@ class BrowserView extends View {
   }
 
   buildSide() {
-    this.query = make("input", {
-      type: "search",
-      placeholder: "Search descriptions",
-      "aria-label": "Search descriptions or unit number",
-      spellcheck: "false",
-    });
-    this.query.addEventListener("input", () => this.set({ query: this.query.value }));
+    this.query = searchInput((query) => this.set({ query }));
     this.sort = make("select", {
       "aria-label": "Order of the list",
       onchange: () => this.set({ sort: this.sort.value }),

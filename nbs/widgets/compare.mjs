@@ -1,6 +1,6 @@
 /* The view of neuronbench.widgets.compare.Compare. */
 
-import { bitmaps, field, make, save, tableHead, unitTitle, widget } from "./parts.mjs";
+import { bitmaps, field, make, save, searchInput, tableHead, unitTitle, widget } from "./parts.mjs";
 import { scoreMark, TunerView, thumbnail, truthKnown, truthMark } from "./tuner.mjs";
 
 export function nameOfPictures(layer, unit, pool) {
@@ -37,13 +37,7 @@ class CompareView extends TunerView {
     this.strips = new Map(); // unit -> the element with its pictures
     this.pictures = new Map(); // name of layer, unit and pooling -> canvases that have arrived
     this.headline = make("h3", { class: "nb-title" });
-    this.query = make("input", {
-      type: "search",
-      placeholder: "Search descriptions",
-      "aria-label": "Search descriptions or unit number",
-      spellcheck: "false",
-    });
-    this.query.addEventListener("input", () => this.set({ query: this.query.value }));
+    this.query = searchInput((query) => this.set({ query }));
     this.chosen = make("input", {
       type: "text",
       class: "nb-units",

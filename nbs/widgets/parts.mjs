@@ -94,6 +94,18 @@ export function numberInput(label, min, onchange) {
   return make("input", { type: "number", class: "nb-number", min, "aria-label": label, onchange });
 }
 
+// A search field among descriptions; `onsearch` gets what is typed.
+export function searchInput(onsearch) {
+  const input = make("input", {
+    type: "search",
+    placeholder: "Search descriptions",
+    "aria-label": "Search descriptions or unit number",
+    spellcheck: "false",
+  });
+  input.addEventListener("input", () => onsearch(input.value));
+  return input;
+}
+
 export function key(name) {
   return make("kbd", { text: name });
 }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'MODELS', 'METHODS', 'Label', 'label_from', 'Trace', 'plot_evidence', 'needs', 'needs_of', 'Need',
-           'traces_frame', 'method_fault', 'Method', 'check_present', 'check_needs', 'supplied']
+           'traces_frame', 'method_fault', 'Method', 'check_present', 'check_needs', 'lacking_for', 'supplied']
 
 # %% ../../nbs/describe/02_method.ipynb #methd003
 import math
@@ -277,6 +277,20 @@ def check_needs(
         if value is not None and name in NEEDS and NEEDS[name].model:
             check_model(name, value, NEEDS[name].model)
     method.check_given(given, target, images)
+
+
+def lacking_for(
+    method: type[Method],
+    held: dict[str, Any],  # {need: what there is for it}
+    target: Target,
+    images: ProbingSet,
+) -> str:
+    """What keeps a method from being supplied, a sentence; an empty text if nothing does."""
+    try:
+        check_needs(method, {need: held.get(need) for need in needs_of(method)}, target, images)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
 
 
 def supplied(

@@ -270,21 +270,21 @@ class NetworkDissection(MaskMethod):
 
     def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[DissectionTrace]:
         """A `DissectionTrace` for each unit, in order."""
-        counts, (table, reasons) = self._counts(recording, layer), self._explain(recording, layer, np.asarray(units))
+        counts = self._counts(recording, layer)
+        table, reasons = self._explain(recording, layer, np.asarray(units), counts)
         return [DissectionTrace(recording, layer, row.unit, [(row.concept, row.iou)], reason, "dissect", self.pool, counts=counts, source=self.source)
                 for row, reason in zip(table.itertuples(), reasons)]
 
     def explain(self, recording: Recording, images: ProbingSet, units: dict | None = None) -> pd.DataFrame:
         """The best concept of each unit: columns layer, unit, concept, category, iou, detector (whether it counts as one), threshold."""
         check_images(recording, images)
-        parts = [(layer, numbers, *self._explain(recording, layer, numbers)) for layer, numbers in chosen_units(recording, units).items()]
+        parts = [(layer, numbers, *self._explain(recording, layer, numbers, self._counts(recording, layer))) for layer, numbers in chosen_units(recording, units).items()]
         explained = pd.concat([table for *_, table, _ in parts], ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
         explained.attrs["failures"] = [failure for layer, numbers, _, reasons in parts for failure in failures_of(layer, numbers, reasons, "dissect")]
         return explained
 
-    def _explain(self, recording, layer, units):
-        """(table of the units of a layer, why each has no description)."""
-        counts = self._counts(recording, layer)
+    def _explain(self, recording, layer, units, counts):
+        """(table of the units of a layer, why each has no description); `counts` are the layer's."""
         reasons = _reasons(recording.pooled(layer, self.pool)[:, units], units, counts, self.source.categories)
         table = _best_concepts(layer, units, counts, reasons == "", self.source.categories)
         return table.assign(detector=table.iou > self.min_iou)[_COLUMNS], reasons

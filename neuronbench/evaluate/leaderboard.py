@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..basics import check_columns, choose, name_list
-from ..describe.method import METHODS, Method, check_needs, needs_of, supplied
+from ..describe.method import METHODS, Method, lacking_for, needs_of, supplied
 from ..embedded.world import World, world_tools
 from .agreement import text_cosine
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions, spared, summary, supplied_measures
@@ -58,13 +58,7 @@ def _world_method(world, name):
 
 
 def _can_supply(world, name):
-    if name in VARIANTS:
-        return True
-    try:
-        check_needs(METHODS[name], world_tools(world, needs_of(METHODS[name])), world.target, world.images)
-    except (ValueError, TypeError):
-        return False
-    return True
+    return name in VARIANTS or not lacking_for(METHODS[name], world_tools(world, needs_of(METHODS[name])), world.target, world.images)
 
 # %% ../../nbs/evaluate/10_leaderboard.ipynb #board12c
 UNIT_KINDS = ("class", "single", "polysemantic", "composition")

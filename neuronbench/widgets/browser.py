@@ -26,6 +26,7 @@ from ..probe.seen import Seen
 from ..show.card import card
 from ..show.evidence import Evidence, choose_unit, evidence, fitted, map_colours, names_of, pooling_of
 from .files import bundled, joined
+from .selection import OfRecording
 from .still import WithStill
 from .turns import TakesTurns
 
@@ -162,7 +163,7 @@ class UnitList(BrowserState):
         self._list_units()
 
 # %% ../../nbs/widgets/02_browser.ipynb #672ac3dd
-class Browser(UnitList):
+class Browser(OfRecording, UnitList):
     """A view of the units of a recording; made by `browse`."""
 
     def __init__(self, recording: Recording, images: ProbingSet, layer: str | None = None, descriptions: pd.DataFrame | None = None, pool: str | None = None):
@@ -172,14 +173,6 @@ class Browser(UnitList):
         self._evidence = functools.lru_cache(256)(lambda layer, unit, k, pool: evidence(recording, layer, unit, k, pool=pool))
         super().__init__(recording, layer, descriptions, pool)
         self.on_msg(self._answer)
-
-    @traitlets.validate("layer")
-    def _check_layer(self, proposal):
-        return choose(proposal["value"], self.recording.layers, "layer")
-
-    @traitlets.validate("unit")
-    def _check_unit(self, proposal):
-        return choose_unit(self.recording, self.layer, proposal["value"])
 
     @traitlets.validate("pool")
     def _check_pool(self, proposal):

@@ -18,8 +18,7 @@ import traitlets
 from ..basics import choose
 from ..describe.method import Method
 from ..probe.recording import Recording
-from ..show.evidence import choose_unit
-from .selection import Selection
+from .selection import OfRecording, Selection
 from .still import WithStill
 from .turns import TakesTurns
 from .work import Work
@@ -141,7 +140,7 @@ class TunerState(TakesTurns, WithStill, anywidget.AnyWidget):
     code = traitlets.Unicode(help="The Python call with what is set; made by Python.").tag(sync=True)
 
 # %% ../../nbs/widgets/04_tuner.ipynb #unitv02
-class UnitView(TunerState):
+class UnitView(OfRecording, TunerState):
     """A view of the unit of a selection. `redraw` is what a subclass sends of it, `changed_unit` what it does when the unit is another."""
 
     on_view = traitlets.Bool(True, help="Whether a person sees the view.")
@@ -154,14 +153,6 @@ class UnitView(TunerState):
         self.observe(self._move_selection, ["layer", "unit"])
         self.observe(self._come_into_view, "on_view")
         self.selection.observe(self._follow_selection, ["layer", "unit"])
-
-    @traitlets.validate("layer")
-    def _check_layer(self, proposal):
-        return choose(proposal["value"], self.recording.layers, "layer")
-
-    @traitlets.validate("unit")
-    def _check_unit(self, proposal):
-        return choose_unit(self.recording, self.layer, proposal["value"])
 
     def _count_units(self, change):
         count = self.recording[self.layer].sizes["unit"]
