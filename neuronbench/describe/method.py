@@ -23,7 +23,7 @@ from ..foundation.captioner import Captioner
 from ..foundation.chat import Chat
 from ..foundation.clip import CLIP
 from ..foundation.interfaces import (CaptionModel, ImageTextModel, LanguageModel, RegionCaptionModel, RegionEncoder, SegmentationModel, TextToImageModel,
-                                               check_model)
+                                               check_model, with_stand_ins)
 from ..foundation.painter import Painter
 from ..pictures import new_figure, picture_axes, show_picture
 from ..probe.images import ProbingSet
@@ -221,9 +221,14 @@ class Method:
         """A `Trace` for each of `units` of one layer, in order. `watch(step, done, total)` may be called between batches, and may raise to stop."""
         raise NotImplementedError
 
+    @property
+    def models(self) -> list[Any]:
+        """The models that it works with under these settings."""
+        return [model for need in needs_of(type(self)) if NEEDS[need].model and (model := getattr(self, need)) is not None]
+
     def label_of(self, trace: Trace) -> str:
-        """What the column `method` says of a trace: `label`, unless the method tells variants apart."""
-        return self.label
+        """What the column `method` says of a trace: `label`, and what stood in, unless the method tells variants apart in another way."""
+        return with_stand_ins(self.label, self.models)
 
     @classmethod
     def check_given(cls, given: dict[str, Any], target: Target, images: ProbingSet) -> None:

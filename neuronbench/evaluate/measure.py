@@ -20,6 +20,7 @@ from pandas.api.types import is_numeric_dtype
 
 from ..basics import check_columns
 from ..describe.descriptions import chosen_units
+from ..foundation.interfaces import with_stand_ins
 from ..pictures import new_figure
 from ..probe.recording import Recording
 from ..probe.target import hashed_once
@@ -60,7 +61,8 @@ class Measure:
     A subclass is a frozen dataclass, `@dataclass(frozen=True, eq=False)`: a field without a default is what it needs, others are its settings. It says `name` and `gives`,
     and writes `values`. It is in `MEASURES` from then on; a package offers its own by the entry point group `neuronbench.measures`.
 
-    The table that it gives has the columns layer, unit, method, measure and value (float64), and behind them whatever says more, such as `description` or `reason`.
+    The table that it gives has the columns layer, unit, method, measure and value (float64), and behind them whatever says more, such as `description` or `reason`. The name of the
+    measure says what stood in for a model that it was given, see `StandIn`.
     A value belongs to a unit; where a column `class` names one, it belongs to the class, and the units with values for one class (equally near to it) count once, by
     their mean. `summary` and `paired_tests` count and compare such cases: units or classes.
     """
@@ -107,7 +109,13 @@ def _long(table, measure):
         raise ValueError(f"the measure {measure.name!r} gives {table[textual].dtype} for {textual!r}: expected numbers, NaN where there is none")
     further = [column for column in table.columns if column not in (*ROW, *measure.gives)]
     rows = table.melt([*ROW, *further], [*measure.gives], "measure", "value").astype({"value": float})
+    rows["measure"] = rows.measure.map({name: with_stand_ins(name, _given(measure)) for name in measure.gives})
     return rows[[*ROW, "measure", "value", *further]]
+
+
+def _given(measure):
+    """What a measure was given, lists taken apart."""
+    return [one for value in vars(measure).values() for one in (value if isinstance(value, (list, tuple)) else [value])]
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea12r
 def measure_fault(

@@ -17,7 +17,7 @@ from ..basics import ContentStore, best_device, cache_folder, clean_text, conten
 from .chat import Request
 from .clip import image_keys, loaded_ahead, warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
-from .interfaces import Images, ImageTextModel, LanguageModel
+from .interfaces import Images, ImageTextModel, LanguageModel, StandIn
 from ..pictures import data_url, png
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d
@@ -155,6 +155,8 @@ class Captioner:
 # %% ../../nbs/foundation/05_captioner.ipynb #388db2cc
 class ConceptCaptioner:
     """Captions from a fixed concept set: for each image the concept of highest CLIP cosine (Bai et al., TMLR 2025, arXiv:2403.13771, A.4.2)."""
+
+    stands_in = StandIn("concepts", "the nearest of a fixed list of concepts stands in for each caption")
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from ..basics import content_key
 from .chat import Answer, Request, Usage
+from .interfaces import StandIn
 
 # %% ../../nbs/foundation/07_consensus.ipynb #f6807b19
 PHRASES = re.compile(
@@ -79,6 +80,7 @@ class Consensus:
     """
 
     name = "consensus"
+    stands_in = StandIn("consensus", "the words that captions share stand in for the answers of a language model")
 
     def __init__(self):
         self._requests = 0

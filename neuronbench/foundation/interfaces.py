@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'Images', 'SentenceModel', 'ImageTextModel', 'CaptionModel', 'LanguageModel', 'TextToImageModel',
-           'SegmentationModel', 'RegionEncoder', 'RegionCaptionModel', 'members', 'lacking', 'check_model']
+           'SegmentationModel', 'RegionEncoder', 'RegionCaptionModel', 'members', 'lacking', 'check_model', 'StandIn',
+           'stand_ins', 'with_stand_ins']
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc02
 import inspect
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -151,3 +152,26 @@ def check_model(
     if missing:
         what = f"which cannot {missing[0]}()" if callable(getattr(interface, missing[0], None)) else f"which has no {missing[0]}"
         raise TypeError(f"{name} is {model!r:.80}, {what}: expected a model such as nb.{EXAMPLES[interface]}")
+
+# %% ../../nbs/foundation/00_interfaces.ipynb #ifc27
+class StandIn(NamedTuple):
+    """What a model says of itself, as its attribute `stands_in`, that takes the place of another kind of model."""
+
+    name: str  # a word or two, as the label of a method shows it
+    sentence: str  # what stands in for what
+
+
+def stand_ins(
+    models: Iterable[Any],  # of any kind; None for one that is not given
+) -> list[StandIn]:
+    """What those of the models that stand in for others say of it, each once, in their order."""
+    return list(dict.fromkeys(said for model in models if (said := getattr(model, "stands_in", None)) is not None))
+
+
+def with_stand_ins(
+    label: str,  # of a method or a measure
+    models: Iterable[Any],  # that it worked with
+) -> str:
+    """The label with the names of what stood in, such as "Describe-and-Dissect (consensus)"."""
+    names = [said.name for said in stand_ins(models)]
+    return f"{label} ({', '.join(names)})" if names else label

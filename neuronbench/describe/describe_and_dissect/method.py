@@ -8,6 +8,7 @@ __all__ = ['StepBars', 'DescribeAndDissect']
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #105eb78f
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -108,9 +109,10 @@ class DescribeAndDissect(Method):
         """The count of what the language model would be asked for the captions of some units, see `planned_requests`. Nothing is sent."""
         return self.chat.estimate(planned_requests(captions, self.chat, self.asking) if self.summarise else [])
 
-    def label_of(self, trace: DescribeAndDissectTrace) -> str:
-        """The method, and whether no language model was asked."""
-        return self.label + (" (consensus)" if "consensus" in trace.answered_by.split(", ") else "")
+    @property
+    def models(self) -> list[Any]:
+        """The models that it works with: no language model without `summarise`, no painter and no CLIP without `select`."""
+        return [self.captioner, *([self.chat] if self.summarise else []), *([self.painter, self.clip] if self.select else [])]
 
     def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[DescribeAndDissectTrace]:
         """A `DescribeAndDissectTrace` for each unit, in order."""
