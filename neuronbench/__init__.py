@@ -32,6 +32,7 @@ _NAMES = {  # of each module
     "describe.describe_and_dissect.scoring": "scoring",
     "describe.concepts": "concept_set",
     "describe.descriptions": "read_descriptions write_descriptions",
+    "describe.published": "published",
     "describe.describe_and_dissect.prompts": "Prompts",
     "describe.method": "Method METHODS Trace Label needs",
     "describe.clip_dissect": "CLIPDissect",

@@ -30,6 +30,7 @@ from .describe.describe_and_dissect import scoring as scoring
 from .describe.concepts import concept_set as concept_set
 from .describe.descriptions import read_descriptions as read_descriptions
 from .describe.descriptions import write_descriptions as write_descriptions
+from .describe.published import published as published
 from .describe.describe_and_dissect.prompts import Prompts as Prompts
 from .describe.method import Method as Method
 from .describe.method import METHODS as METHODS
