@@ -1,4 +1,4 @@
-"""Requests and the cache, the chat model in this process, and the one without a language model."""
+"""Requests and the cache, and the chat model in this process."""
 import random
 import subprocess
 import sys
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from neuronbench.basics import cache_folder, clean_text
 from neuronbench.foundation.chat import Answer, ChatModel, Request, Usage, first_turn, without_system
-from neuronbench.foundation.consensus import STOP_WORDS, Consensus, content_words, shared_words
 from neuronbench.foundation.local_chat import LocalChat, Sampler, _can_share, _prompt, _rows, _shared
 
 
@@ -347,65 +346,3 @@ def test_an_answer_without_text_says_so(folder):
     torch.nn.init.zeros_(chat.model.lm_head.weight)  # every token as likely: the likeliest is the first, the padding
     answer = chat.answers([ask("a boat", temperature=0)], progress=False)[0]
     assert answer.text == "" and answer.error == "the answer is empty, after 8 tokens"
-
-
-# The one without a language model
-
-CAPTION_WORDS = ["red", "boat", "boats", "striped", "night", "sea", "a", "the", "of", "with", "house", "glass", "city", "cities", "Straße",
-                 "don't", "2", "<b>", "photo of"]
-captions = st.lists(st.lists(st.sampled_from(CAPTION_WORDS), max_size=8).map(" ".join) | st.text(max_size=30), max_size=8)
-
-
-@settings(max_examples=300, deadline=None)
-@given(captions, st.randoms(use_true_random=False))
-def test_consensus_does_not_depend_on_order_and_uses_only_words_that_are_there(texts, rng):
-    texts = [clean_text(text) for text in texts]  # as a request has them
-    shuffled = rng.sample(texts, len(texts))
-    words = shared_words(texts)
-    assert words == shared_words(texts) == shared_words(shuffled)
-    there = {word for text in texts for word in content_words(text)}
-    assert set(words) <= there and not set(words) & STOP_WORDS and len(set(words)) == len(words)
-    assert len(words) <= 5 or len(texts) == 1
-    answer = Consensus().answers([Request(({"role": "user", "content": "?"},), texts=texts)])[0]
-    assert answer.text == " ".join(words) and answer.model == "consensus" and bool(answer.text) != bool(answer.error)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["striped", "boat", "house", "night", "sea", "flag"]), min_size=1, unique=True), st.integers(2, 10))
-def test_consensus_finds_what_all_share(others, count):
-    texts = [f"a photo of a red {others[number % len(others)]} number {number}" for number in range(count)]
-    assert "red" in shared_words(texts)
-
-
-@pytest.mark.parametrize("texts, expected", [
-    (["a striped red boat with a flag at sea at night", "a red house in a field", "a small red bird in a tree", "red flowers in a vase",
-      "a man in a red hat", "a boat at night", "a red kite on the beach by day", "a red door", "there is a red car", "a close up of a red apple"],
-     "red"),
-    (["there is a dog that is laying down on the grass", "a close up of a brown dog on grass", "araffe dog sitting in the grass",
-      "two dogs playing in the grass"], "dog grass"),
-    (["a black and white photo of a snowy mountain", "a snowy mountain in the background", "snowy mountains", "a photo of a snowy mountain"],
-     "snowy mountain"),
-    (["a hot air balloon in the sky", "three hot air balloons over a field", "a hot air balloon at dawn"], "hot air balloon"),
-    (["a fire in a fireplace", "a house on fire", "fire on a hill"], "fire"),
-    (["a close up of a red and white striped shirt on a table"], "red white striped shirt table"),
-    (["a dog", "a dog"], "dog"), (["a dog", "a cat"], ""), (["a photo of a"], ""), ([], ""), (["", ""], ""),
-    (["glass", "a glass", "glasses", "a boat"], "glass"),
-    (["one two three four five six seven"] * 10, "two three four five six"),
-])
-def test_consensus_on_captions(texts, expected):
-    assert " ".join(shared_words(texts)) == expected
-
-
-def test_consensus_says_why_there_is_no_answer():
-    asked = [Request(({"role": "user", "content": "?"},), texts=texts) for texts in [(), ("a dog", "a cat"), ("a photo of a",)]]
-    reasons = [answer.error.split(",")[0] for answer in Consensus().answers(asked)]
-    assert reasons == ["no captions were given in Request.texts", "the 2 captions share no word", "there is no word in the caption"]
-
-
-def test_consensus_costs_nothing_and_its_key_is_that_of_its_rule():
-    consensus = Consensus()
-    assert consensus.estimate([ask("a")] * 3) == Usage(3, cost=0.0)
-    consensus.answers([ask("a", texts=["a dog"])])
-    assert consensus.usage == Usage(1, cost=0.0) and not list(cache_folder().iterdir())
-    code = "from neuronbench.foundation.consensus import Consensus; print(Consensus().fingerprint)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == consensus.fingerprint

@@ -270,6 +270,20 @@ def test_consensus_is_named(recording, method):
     assert table.method.tolist() == ["Describe-and-Dissect (consensus)"] and table.description[0].startswith("red")
 
 
+def test_a_semantic_consensus_gives_candidates_where_captions_share_no_word(recording, method):
+    class Namer(Captioner):
+        def captions(self, images, indices=None, progress=True):
+            return [f"{caption.split()[1]} {number}" for number, caption in enumerate(super().captions(images))]
+
+    method = dataclasses.replace(method, captioner=Namer(), chat=Consensus(CLIP()))
+    trace = method.trace(recording, "conv", 0)
+    assert trace.description.startswith("red ") and trace.answered_by == "semantic consensus" and method.label_of(trace) == "Describe-and-Dissect (semantic consensus)"
+    texts = CLIP().embed_texts(list(trace.proposed.candidates))
+    assert (np.triu(texts @ texts.T, 1) <= 0.81).all()
+    reasons = [reason for _, reason in trace.proposed.dropped]
+    assert len(trace.proposed.candidates) + len(reasons) == 5 and all("nothing else to go by" in reason for reason in reasons)
+
+
 def test_a_second_run_calls_no_model_but_those_that_keep_their_own(recording, method, forwards):
     first = told(method, recording)
     forwards.clear()

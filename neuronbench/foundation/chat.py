@@ -41,6 +41,7 @@ class Request:
     seed: int = 0  # from 0 to 2**63 - 1
     form: str = ""  # of the answer: "" is free text, "label" one short text, "phrases" one on each line; a server that can is held to it
     texts: tuple = ()  # the captions that the request is about: never sent to a server, read by `Consensus`
+    number: int = 0  # of the request among those about the same captions: never sent to a server, read by `Consensus`
 
     def __post_init__(self):
         for message in self.messages:
@@ -49,6 +50,8 @@ class Request:
         if not self.messages or not 0 <= self.temperature < math.inf or self.max_tokens < 1 or not 0 <= self.seed < 2**63:
             raise ValueError("a request needs a message, a temperature of 0 or more, max_tokens of 1 or more and a seed from 0 to "
                              f"2**63 - 1; given {len(self.messages)} messages, {self.temperature}, {self.max_tokens}, {self.seed}")
+        if self.number < 0:
+            raise ValueError(f"the number of a request is {self.number}: expected 0 or more")
         if self.form:
             choose(self.form, _FORMS, "form of an answer")
         object.__setattr__(self, "messages", tuple(_clean(message) for message in self.messages))

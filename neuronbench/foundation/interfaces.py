@@ -57,7 +57,7 @@ class CaptionModel(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A model that is asked: `Chat`, `LocalChat`, and `Consensus`, which only counts words."""
+    """A model that is asked: `Chat`, `LocalChat`, and `Consensus`, which is no language model."""
 
     name: str  # as tables and widgets show it
     fingerprint: str  # a hash of all that shapes an answer but the request

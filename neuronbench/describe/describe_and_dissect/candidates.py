@@ -159,7 +159,7 @@ class Asking:
             return []
         orders = [np.random.default_rng((self.seed, number)).permutation(len(descriptions)) for number in range(self.count)]
         shuffled = [tuple(descriptions[position] for position in order) for order in orders]
-        return [Request(self.prompts.summarising(some), self.temperature, seed=self.seed + number, form="label", texts=some) for number, some in enumerate(shuffled)]
+        return [Request(self.prompts.summarising(some), self.temperature, seed=self.seed + number, form="label", texts=some, number=number) for number, some in enumerate(shuffled)]
 
     def relabel(self, labels: str) -> Request:
         """The request for one label in place of several that are listed by commas."""
