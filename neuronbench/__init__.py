@@ -52,6 +52,7 @@ _NAMES = {  # of each module
     "evaluate.classifier": "ClassDetection",
     "evaluate.connections": "Connections",
     "evaluate.study": "Study read_responses rating_table plot_ratings rater_agreement",
+    "evaluate.tables.table": "tables PaperTable",
     "foundation.sentences": "Sentences BERTScore",
     "embedded.world": "world",
     "widgets.browser": "browse",

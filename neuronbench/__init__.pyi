@@ -67,6 +67,8 @@ from .evaluate.study import read_responses as read_responses
 from .evaluate.study import rating_table as rating_table
 from .evaluate.study import plot_ratings as plot_ratings
 from .evaluate.study import rater_agreement as rater_agreement
+from .evaluate.tables.table import tables as tables
+from .evaluate.tables.table import PaperTable as PaperTable
 from .foundation.sentences import Sentences as Sentences
 from .foundation.sentences import BERTScore as BERTScore
 from .embedded.world import world as world

@@ -22,9 +22,10 @@ from .embedded.world import world, world_tools
 from .foundation.consensus import Consensus
 from .foundation.interfaces import LanguageModel, RegionCaptionModel, RegionEncoder
 from .evaluate.measure import summary
+from .evaluate.tables.table import TableResult, tabulated
 from .probe.annotations import Annotations
 from .probe.images import ProbingSet
-from .probe.layout import POOLINGS
+from .probe.layout import POOLINGS, Layout
 from .probe.passes import first_readable
 from .probe.recording import Recording, check_parts, record
 from .probe.target import Target
@@ -91,15 +92,17 @@ class RecordingBench:
         return self._others[layers, pool]
 
     def _is_pooled(self, layer, pool):
-        layout = self._layout(layer)
+        layout = self.layout(layer)
         return pool is None or pool in (self.pool or layout.pools[:1]) or layout.kind == "vectors"
 
-    def _layout(self, layer):
+    def layout(self, layer: str) -> Layout:
+        """How many units a layer has, and how they lie in its output; from one image. Errors: KeyError that names the nearest layer."""
+        choose(layer, self.target.layers, "layer")
         self._units  # decides the layouts
         return self.target.layouts[layer]
 
     def _check_pool(self, layer, pool):
-        layout = self._layout(layer)
+        layout = self.layout(layer)
         if pool not in layout.pools and layout.kind != "vectors":
             raise ValueError(f"layer {layer!r} ({layout}) has no class token: expected pool {' or '.join(map(repr, layout.pools))}")
 
@@ -109,15 +112,15 @@ class SupplyingBench(RecordingBench):
 
     def __init__(self, target: Target, images: ProbingSet, store: Path | str | None = None, pool: str | Iterable[str] | None = None, **held: Any):
         super().__init__(target, images, store, pool)
-        self._held = held
+        self.held = held
 
     def method(self, name: str, **settings: Any) -> Method:
         """The method of that name with what the bench holds; `settings` are fields of its dataclass. Nothing is recorded. Errors: those of `supplied`."""
-        return supplied(name, self._held, self.target, self.images, **settings)
+        return supplied(name, self.held, self.target, self.images, **settings)
 
     def methods(self) -> pd.DataFrame:
         """Columns name, method, missing: every method there is, and what keeps this bench from calling it; an empty text if nothing does."""
-        rows = [(name, kind.label, lacking_for(kind, self._held, self.target, self.images)) for name, kind in METHODS.items()]
+        rows = [(name, kind.label, lacking_for(kind, self.held, self.target, self.images)) for name, kind in METHODS.items()]
         return pd.DataFrame(rows, columns=["name", "method", "missing"])
 
     def check(self, layer: str, method: str = "clip-dissect", units: Iterable[int] | None = None, pool: str | None = None, **settings: Any) -> Method:
@@ -194,6 +197,10 @@ class ViewingBench(DescribingBench):
         method = self.method("describe-and-dissect", **settings)
         chats, layer = {"Consensus": Consensus(), **(chats or {})}, layer or self.target.layers[-1]
         return tune(method, self.recorded(layer, method.pool), self.images, layer, unit, self.truth, chats, scorings, same=self.same)
+
+    def table(self, name: str, **settings: Any) -> TableResult:
+        """A table of a paper, made for this bench: `nb.tables` lists them; `settings` are fields of the table, `layer` one of them. Errors: those of `tabulated`."""
+        return tabulated(name, self, **settings)
 
     def report(self, path: Path | str = "neuronbench-report.html", layers: list[str] | None = None, values: pd.DataFrame | None = None, pool: str | None = None, **options: Any) -> Path:
         """Write one self-contained HTML file of every description so far, of `layers` (all if None). Returns its path.
