@@ -137,7 +137,7 @@ class TableResult:
     @property
     def published(self) -> pd.DataFrame:
         """Columns row, measure, value, where: every number of the paper's table."""
-        return pd.DataFrame(self.asked.published, columns=Published._fields)
+        return pd.DataFrame(self.asked.published, columns=["row", "measure", "value", "where"])
 
     @cached_property
     def stood_in(self) -> tuple[str, ...]:
