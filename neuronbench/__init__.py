@@ -22,6 +22,7 @@ _NAMES = {  # of each module
     "probe.annotations": "Annotations annotations_from_arrays annotations_from_broden",
     "probe.directions": "Directions activation_vectors sparse_autoencoder",
     "foundation.clip": "CLIP",
+    "foundation.conse": "ConSE",
     "foundation.captioner": "Captioner ConceptCaptioner ChatCaptioner",
     "foundation.chat": "Chat",
     "foundation.local_chat": "LocalChat",

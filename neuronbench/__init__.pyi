@@ -16,6 +16,7 @@ from .probe.directions import Directions as Directions
 from .probe.directions import activation_vectors as activation_vectors
 from .probe.directions import sparse_autoencoder as sparse_autoencoder
 from .foundation.clip import CLIP as CLIP
+from .foundation.conse import ConSE as ConSE
 from .foundation.captioner import Captioner as Captioner
 from .foundation.captioner import ConceptCaptioner as ConceptCaptioner
 from .foundation.captioner import ChatCaptioner as ChatCaptioner

@@ -18,7 +18,8 @@ import neuronbench as nb
 from neuronbench.basics import ContentStore, cache_folder
 from neuronbench.foundation.captioner import CAPTION_PROMPT, Captioner, ChatCaptioner, ConceptCaptioner
 from neuronbench.foundation.chat import Chat
-from neuronbench.foundation.clip import CLIP, image_keys
+from neuronbench.foundation.clip import CLIP
+from neuronbench.foundation.kept import image_keys
 from neuronbench.probe.images import BadImage
 
 KINDS = {"blip": tiny_models.blip, "blip2": tiny_models.blip2, "vit_gpt2": tiny_models.vit_gpt2, "qwen2_vl": tiny_models.qwen2_vl}

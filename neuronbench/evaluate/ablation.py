@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..basics import check_columns, choose
 from .measure import Measure, first_descriptions
 from ..pictures import new_figure
-from ..probe.hooks import Hook, class_scores, one_at_a_time
+from ..probe.hooks import Hook, one_at_a_time
 from ..probe.images import ProbingSet
 from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
@@ -277,16 +277,8 @@ class _Downstream:
         return _without(output, units, self.place.axis) if number == self.place.calls - 1 else _copied(output)
 
     def _run(self, answer):
-        def scores(batch):
-            with _answered(self.place, answer):
-                return _scores(self.target, batch)
-
-        return self.target.laid_out(scores, self.batch)
-
-
-def _scores(target, batch):
-    """(B, class) scores of the whole network. Errors: those of `class_scores`."""
-    return class_scores(target.model(batch), len(batch), type(target.model).__name__)
+        with _answered(self.place, answer):
+            return self.target.class_scores(self.batch)
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #b6abae57
 class _Passes:
@@ -318,13 +310,13 @@ class _Passes:
                 self._give_up("it gave other scores when it was run again")
             except Exception as error:  # if it is the batch's fault, the whole pass raises it
                 self._give_up(error)
-        return self.target.laid_out(partial(_scores, self.target), batch)
+        return self.target.class_scores(batch)
 
     def _without(self, batch, units):
         if self.downstream is not None:
             return self.downstream.replay(units)
         with _ablating(self.target, self.place, units):
-            return self.target.laid_out(partial(_scores, self.target), batch)
+            return self.target.class_scores(batch)
 
 
 def _alike(replayed, whole):
@@ -374,7 +366,7 @@ def class_accuracy(
     """
 
     def whole(batch):
-        yield target.laid_out(partial(_scores, target), batch)
+        yield target.class_scores(batch)
 
     right, seen, _ = _tallied(target, images, whole, 1, on_bad_image, progress)
     return _accuracies(target, images, right, seen).iloc[0].rename("accuracy")

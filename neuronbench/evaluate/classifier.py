@@ -14,7 +14,7 @@ import pandas as pd
 from ..basics import check_columns, name_list
 from .agreement import text_cosine
 from .measure import Measure
-from ..foundation.interfaces import SentenceModel
+from ..foundation.interfaces import SentenceModel, lacking
 from ..probe.recording import Recording
 
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
@@ -22,7 +22,7 @@ def check_models(
     models: list[SentenceModel],
 ) -> None:
     """Errors: TypeError for what is no list of at least one."""
-    if isinstance(models, SentenceModel) or not models:
+    if not lacking(models, SentenceModel) or not models:
         raise TypeError(f"models are a list of at least one, such as [clip], not {models!r:.80}")
 
 

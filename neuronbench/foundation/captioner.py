@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 
 from ..basics import ContentStore, best_device, cache_folder, clean_text, content_key
 from .chat import Request
-from .clip import image_keys, loaded_ahead, warn_of_concepts
+from .clip import warn_of_concepts
 from .hub import dtype_of, loading, part_key, whole
 from .interfaces import Images, ImageTextModel, LanguageModel, StandIn
+from .kept import image_keys, loaded_ahead
 from ..pictures import data_url, png
 
 # %% ../../nbs/foundation/05_captioner.ipynb #2415146d

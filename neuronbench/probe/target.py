@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ..basics import best_device, choose, clean_name, content_key, no_code
-from .hooks import Finished, Hook, Renamed, bare, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
+from .hooks import Finished, Hook, Renamed, bare, class_scores, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
 from .layout import Layout, arranged, floating_type, layouts_of
 
 # %% ../../nbs/probe/02_target.ipynb #39703299
@@ -480,6 +480,14 @@ class _Running:
             self._memory = torch.contiguous_format
             return forward(batch.contiguous())
 
+    def class_scores(
+        self,
+        batch: torch.Tensor,  # (B, C, H, W) preprocessed images
+    ) -> torch.Tensor:
+        """(B, class) float32: what the whole network gives, logits or probabilities, on the target's device. Errors: ValueError for a network that gives no class scores."""
+        with self.running():
+            return class_scores(self.laid_out(self.model, self.cast(batch)), len(batch), type(self.model).__name__).float()
+
 # %% ../../nbs/probe/02_target.ipynb #tar_se2
 class _Seeing(_Running):
     """What the layers of a target make of images, from its `layers` and `_names`, `layouts`, and what was said of them."""
@@ -549,6 +557,11 @@ class _Keys:
     @property
     def fingerprint(self) -> str:
         return self.fingerprint_with(self.network_key)
+
+    @property
+    def classifier_key(self) -> str:
+        """A hash of all that shapes `class_scores` of an image: the whole network with its buffers and settings, preprocessing and precision, whatever the layers of interest."""
+        return content_key(self.network_key, _state_key(self.model), self.preprocess, self.autocast)
 
     def fingerprint_with(
         self,
