@@ -28,6 +28,7 @@ _NAMES = {  # of each module
     "foundation.local_chat": "LocalChat",
     "foundation.consensus": "Consensus",
     "foundation.painter": "Painter",
+    "foundation.gallery": "Gallery",
     "foundation.segmenter": "Segmenter CLIPSegmenter",
     "describe.similarity": "similarity",
     "describe.describe_and_dissect.scoring": "scoring",

@@ -24,6 +24,7 @@ from .foundation.chat import Chat as Chat
 from .foundation.local_chat import LocalChat as LocalChat
 from .foundation.consensus import Consensus as Consensus
 from .foundation.painter import Painter as Painter
+from .foundation.gallery import Gallery as Gallery
 from .foundation.segmenter import Segmenter as Segmenter
 from .foundation.segmenter import CLIPSegmenter as CLIPSegmenter
 from .describe import similarity as similarity

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'choose', 'UnknownChoice', 'name_list', 'check_columns', 'content_key', 'cache_folder', 'replacing',
-           'keep_file', 'kept_file', 'ContentStore', 'clean_text', 'clean_name', 'readable_number', 'best_device',
-           'versions_of', 'no_code']
+           'keep_file', 'kept_file', 'mapped_file', 'ContentStore', 'clean_text', 'clean_name', 'readable_number',
+           'best_device', 'versions_of', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
 import atexit
@@ -584,6 +584,19 @@ def _places(path):
     """Where a file may lie: its path, and that which `_stand_in_for` gave for it."""
     folder = _STAND_INS.get(_place(path))
     return [path, Path(folder.name, _digest([os.fsencode(path)]))] if folder else [path]
+
+# %% ../nbs/00_basics.ipynb #ckmapfn
+def mapped_file(
+    path: Path | str,  # as it was given to `keep_file`
+) -> np.ndarray | None:
+    """The content of the file as (bytes,) uint8, mapped from the disk and read-only, or None if it is missing or damaged."""
+    path = Path(path)
+    for place in _places(path):
+        with suppress(OSError, ValueError):  # a file of no bytes cannot be mapped
+            sealed = np.memmap(place, np.uint8, "r")
+            if sealed[:_SEAL].tobytes() == _seal(path.name, sealed[_SEAL:]):
+                return sealed[_SEAL:]
+    return None
 
 # %% ../nbs/00_basics.ipynb #csqlfn
 def _insert(database, rows):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..describe.describe_and_dissect.selection import Studio
 from .measure import Measure, prompted
-from ..foundation.interfaces import TextToImageModel
+from ..foundation.interfaces import TextToImageModel, asked_for
 from ..probe.activations import LayerActivations
 from ..probe.recording import Recording
 
@@ -51,12 +51,12 @@ class Synthesis(Measure):
     """CoSy AUC and CoSy MAD of each description, against the recorded images; further columns description, painted (images), reason.
 
     Both numbers are NaN, and `reason` says why, for a unit that is not finite on all images and where the painter gave no image.
-    Errors: those of `described_units` and `prompted`; KeyError for a pooling that was not recorded. Source: arXiv:2405.20331.
+    Errors: those of `described_units` and `prompted`; KeyError for a pooling that was not recorded; TooFewImages for a gallery smaller than `count`. Source: arXiv:2405.20331.
     """
 
     painter: TextToImageModel
     count: int = 50  # painted images of each description
-    prompt: str = CLOSE_UP  # what the painter is told, see `prompted`
+    prompt: str = CLOSE_UP  # what the painter is told, see `prompted`; a gallery looks for the description itself
     pool: str | None = None  # recorded pooling that the units were described by; each layer's default if None
     watch: Callable | None = None  # called with (prompts done, prompts to do)
 
@@ -71,8 +71,8 @@ class Synthesis(Measure):
         return pd.concat([self._of_layer(layer, rows, recording) for layer, rows in judged.groupby("layer", sort=False)], ignore_index=True)
 
     def _of_layer(self, layer, rows, recording):
-        studio = Studio(self.painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer, self.pool)), self.count)
-        prompts = rows.description.map(lambda text: prompted(self.prompt, text))
+        studio = Studio(self.painter, None, LayerActivations(recording.target, layer, recording.pool_of(layer, self.pool)), recording.images, self.count)
+        prompts = rows.description.map(lambda text: asked_for(self.painter, text, prompted(self.prompt, text)))
         painted, controls = studio.record(prompts, self.watch), recording.pooled(layer, self.pool).values
         values = [_against_controls(painted[prompt][0], controls, unit) for prompt, unit in zip(prompts, rows.unit)]
         table = rows.assign(**pd.DataFrame(values, rows.index, ["painted", "CoSy AUC", "CoSy MAD", "reason"]))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'Images', 'SentenceModel', 'ImageTextModel', 'Classifier', 'CaptionModel', 'LanguageModel',
-           'TextToImageModel', 'SegmentationModel', 'RegionEncoder', 'RegionCaptionModel', 'members', 'lacking',
-           'check_model', 'StandIn', 'stand_ins', 'with_stand_ins']
+           'TextToImageModel', 'SegmentationModel', 'PictureFinder', 'TooFewImages', 'RegionEncoder',
+           'RegionCaptionModel', 'members', 'lacking', 'check_model', 'asked_for', 'kept_apart', 'StandIn', 'stand_ins',
+           'with_stand_ins']
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc02
 import inspect
@@ -83,7 +84,7 @@ class LanguageModel(Protocol):
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc15
 class TextToImageModel(Protocol):
-    """Pictures of what a text says: `Painter`, and the world's `ScenePainter`."""
+    """Pictures of what a text says: `Painter`, the world's `ScenePainter`, and `Gallery`, which finds them."""
 
     fingerprint: str  # a hash of all that shapes a picture but the prompt
 
@@ -99,6 +100,20 @@ class SegmentationModel(Protocol):
 
     def segment(self, images: list[Image.Image]) -> np.ndarray:
         """(image, concept, height, width) bool, concepts in the order of `categories`, all of one resolution; a mask covers the whole of its image."""
+
+# %% ../../nbs/foundation/00_interfaces.ipynb #ifcpf1
+class PictureFinder(TextToImageModel, Protocol):
+    """Pictures that are there already, in place of painted ones: `Gallery`. It looks for the phrase itself, see `asked_for`."""
+
+    def without(self, images: Images) -> "PictureFinder":
+        """The same, but it never shows what one of `images` shows; its fingerprint depends on them."""
+
+    def check_count(self, count: int) -> None:
+        """Errors: TooFewImages where it is known beforehand that a phrase cannot have `count` pictures."""
+
+
+class TooFewImages(ValueError):
+    """There are fewer pictures than a phrase must have: said of no single phrase, so that no other is worth asking."""
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc18
 class RegionEncoder(Protocol):
@@ -149,6 +164,7 @@ EXAMPLES = {  # one of ours for each protocol, as it is written in a notebook
     CaptionModel: 'Captioner("Salesforce/blip-image-captioning-base")',
     LanguageModel: "Consensus()",
     TextToImageModel: 'Painter("stable-diffusion-v1-5/stable-diffusion-v1-5")',
+    PictureFinder: 'Gallery(ProbingSet.from_folder("photos/"), space)',
     SegmentationModel: 'Segmenter("nvidia/segformer-b0-finetuned-ade-512-512")',
     RegionEncoder: "world().region_encoder",
     RegionCaptionModel: "world().region_captioner",
@@ -165,6 +181,28 @@ def check_model(
     if missing:
         what = f"which cannot {missing[0]}()" if callable(getattr(interface, missing[0], None)) else f"which has no {missing[0]}"
         raise TypeError(f"{name} is {model!r:.80}, {what}: expected a model such as nb.{EXAMPLES[interface]}")
+
+# %% ../../nbs/foundation/00_interfaces.ipynb #ifcak1
+def asked_for(
+    painter: TextToImageModel,
+    phrase: str,  # what is to be in the picture
+    prompt: str,  # the phrase in the words of the method
+) -> str:
+    """What a painter is asked for a phrase: the prompt; the phrase itself where pictures are found and not painted."""
+    return prompt if lacking(painter, PictureFinder) else phrase
+
+
+def kept_apart(
+    painter: TextToImageModel,
+    images: Images,  # the probing set
+    count: int,  # images of each phrase
+) -> TextToImageModel:
+    """The painter as it may be asked about units that were recorded on `images`: what finds pictures finds none of these. Errors: TooFewImages."""
+    if lacking(painter, PictureFinder):
+        return painter
+    apart = painter.without(images)
+    apart.check_count(count)
+    return apart
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc27
 class StandIn(NamedTuple):

@@ -20,10 +20,12 @@ from .selection import Studio, painted_by
 from .trace import Choice, DescribeAndDissectTrace, traced
 from ..method import Method, needs
 from ...foundation.chat import Usage
-from ...foundation.interfaces import CaptionModel, ImageTextModel, LanguageModel, TextToImageModel
+from ...foundation.interfaces import CaptionModel, ImageTextModel, LanguageModel, TextToImageModel, asked_for, kept_apart
 from ...probe.activations import LayerActivations
 from ...probe.crops import CropSettings
+from ...probe.images import ProbingSet
 from ...probe.recording import Recording
+from ...probe.target import Target
 
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #ad18f52e
 class StepBars:
@@ -56,7 +58,7 @@ def _each_once(augmented, answer, size, step, watch):
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #paintstc
 def _painted(studio, units, augmented, proposed, prompts, watch):
     """`Painted` of each unit; None for one without candidates."""
-    asked = [{candidate: prompts.painting(candidate) for candidate in of_unit.candidates} for of_unit in proposed]
+    asked = [{candidate: asked_for(studio.painter, candidate, prompts.painting(candidate)) for candidate in of_unit.candidates} for of_unit in proposed]
     exemplars = _each_once(augmented, lambda images: studio.clip.embed_images(images, progress=False), 256, "embed", watch)
     recorded = studio.record([prompt for of_unit in asked for prompt in of_unit.values()], lambda *counts: watch("paint", *counts))
     names = list(dict.fromkeys(candidate for of_unit in proposed for candidate in of_unit.candidates))
@@ -100,6 +102,12 @@ class DescribeAndDissect(Method):
             raise ValueError(f"{low[0]} is {getattr(self, low[0])}: expected at least 1")
         Choice(self.scoring, self.beta, self.t, self.labels)  # it says what is wrong with one
 
+    @classmethod
+    def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:
+        """Errors: TooFewImages for a gallery that is the probing set, or smaller than the images of a candidate."""
+        if given.get("painter") is not None and given.get("select", cls.select):
+            kept_apart(given["painter"], images, given.get("images_per_candidate", cls.images_per_candidate))
+
     @property
     def asking(self) -> Asking:
         """How the language model is asked."""
@@ -118,9 +126,9 @@ class DescribeAndDissect(Method):
         """A `DescribeAndDissectTrace` for each unit, in order."""
         watch, pool, choice = watch or StepBars(), recording.pool_of(layer, self.pool), Choice(self.scoring, self.beta, self.t, self.labels)
         activations = LayerActivations(recording.target, layer, pool)
+        studio = Studio(self.painter, self.clip, activations, recording.images, self.images_per_candidate) if self.select else None
         augmented = augment(recording, layer, units, self.exemplars, self.crops, self.image_size, lambda *counts: watch("crops", *counts), activations)
         captions = _each_once(augmented, lambda images: self.captioner.captions(images, progress=False), 64, "captions", watch)
         proposed = candidates_of(captions, self.chat, self.asking, watch) if self.summarise else [captions_as_candidates(of_unit) for of_unit in captions]
-        studio = Studio(self.painter, self.clip, activations, self.images_per_candidate) if self.select else None
         painted = _painted(studio, units, augmented, proposed, self.prompts, watch) if self.select else [None] * len(units)
         return [traced(recording, layer, unit, *steps, choice, studio, pool) for unit, *steps in zip(units, augmented, proposed, painted)]

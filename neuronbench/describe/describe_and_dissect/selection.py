@@ -16,7 +16,7 @@ from PIL import Image
 from ...basics import ContentStore, cache_folder, content_key
 from ..descriptions import all_alike
 from .scoring import candidate_scores
-from ...foundation.interfaces import ImageTextModel, TextToImageModel
+from ...foundation.interfaces import ImageTextModel, Images, TextToImageModel, TooFewImages, kept_apart
 from ...probe.activations import LayerActivations
 
 # %% ../../../nbs/describe/describe_and_dissect/05_selection.ipynb #fe8d7c58
@@ -42,9 +42,11 @@ def paint_each(
     count: int,  # images of each
     problems: dict[str, str],  # is told {prompt: why the painter gave no image}
 ) -> list[list[Image.Image]]:
-    """A list of images for each prompt; if painting fails, prompt by prompt."""
+    """A list of images for each prompt; if painting fails, prompt by prompt. Errors: TooFewImages."""
     try:
         return painter.paint(prompts, count, progress=False)
+    except TooFewImages:
+        raise
     except Exception as error:  # a pipeline may raise anything
         if len(prompts) == 1:
             problems[prompts[0]] = f"the painter raised {type(error).__name__}: {error}"
@@ -56,17 +58,19 @@ def paint_each(
 class Studio:
     """Paints prompts, records a layer on the pictures and embeds them; each prompt once, ever.
 
-    `problems`: {prompt: why the painter gave no image}, for prompts that failed rather than were blacked out.
+    `problems`: {prompt: why the painter gave no image}, for prompts that failed rather than were blacked out. Errors: TooFewImages, see `kept_apart`.
     """
 
     painter: TextToImageModel
     clip: ImageTextModel | None  # None: no embeddings
     activations: LayerActivations  # of the layer
+    images: Images  # the probing set, which a gallery shows nothing of
     count: int = 10  # images of each prompt
     group: int = 16  # prompts painted before the pictures are looked at and let go
     problems: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        self.painter = kept_apart(self.painter, self.images, self.count)
         made = content_key(self.painter.fingerprint, self.count)
         self._seen = [content_key(made, model.fingerprint) for model in (self.activations, self.clip) if model is not None]
         self._store = ContentStore(cache_folder("activations") / "painted.sqlite")
@@ -109,7 +113,7 @@ class Studio:
 class Painted:
     """What a unit made of the painted images of its candidates, Q for each; rows in the order of `prompts`."""
 
-    prompts: dict  # {candidate: what the painter was told}
+    prompts: dict  # {candidate: what the painter was asked for, see `asked_for`}
     activations: np.ndarray  # (candidate, Q) float32; NaN where there is no image, or for a candidate with any that is not finite
     embeddings: np.ndarray  # (candidate, Q, dim) float32 CLIP embeddings; 0 where there is no image
     exemplars: np.ndarray  # (image, dim) CLIP embeddings of the exemplars and crops that were captioned
