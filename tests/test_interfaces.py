@@ -14,7 +14,8 @@ from neuronbench.foundation.captioner import Captioner, ChatCaptioner, ConceptCa
 from neuronbench.foundation.chat import Chat
 from neuronbench.foundation.clip import CLIP
 from neuronbench.foundation.consensus import Consensus
-from neuronbench.foundation.interfaces import (EXAMPLES, CaptionModel, ImageTextModel, LanguageModel, RegionCaptionModel, RegionEncoder, SegmentationModel,
+from neuronbench.foundation.gallery import Gallery
+from neuronbench.foundation.interfaces import (EXAMPLES, CaptionModel, ImageTextModel, LanguageModel, PictureFinder, RegionCaptionModel, RegionEncoder, SegmentationModel,
                                                SentenceModel, TextToImageModel, check_model, lacking, members)
 from neuronbench.foundation.local_chat import LocalChat
 from neuronbench.foundation.painter import Painter
@@ -26,7 +27,7 @@ OURS = [
     (CLIP, ImageTextModel), (CLIP, SentenceModel), (Sentences, SentenceModel),
     (Captioner, CaptionModel), (ConceptCaptioner, CaptionModel), (ChatCaptioner, CaptionModel),
     (Chat, LanguageModel), (LocalChat, LanguageModel), (Consensus, LanguageModel), (VocabularyTable, LanguageModel),
-    (Painter, TextToImageModel), (ScenePainter, TextToImageModel), (Segmenter, SegmentationModel), (CLIPSegmenter, SegmentationModel),
+    (Painter, TextToImageModel), (ScenePainter, TextToImageModel), (Gallery, TextToImageModel), (Gallery, PictureFinder), (Segmenter, SegmentationModel), (CLIPSegmenter, SegmentationModel),
     (StageFeatures, RegionEncoder), (PublishedFeatures, RegionEncoder), (RegionCaptioner, RegionCaptionModel),
 ]
 

@@ -66,9 +66,19 @@ def _painted(studio, units, augmented, proposed, prompts, watch):
     return [painted_by(studio, of_unit, unit, recorded, np.array(seen), np.array([texts[name] for name in of_unit])) if of_unit else None
             for unit, of_unit, seen in zip(units, asked, exemplars)]
 
+# %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #ckpaint1
+class _ChecksPainter:
+    """The check of a method that paints `images_per_candidate` images unless `select` is False."""
+
+    @classmethod
+    def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:
+        """Errors: TooFewImages for a gallery that is smaller, or the probing set."""
+        if given.get("painter") is not None and given.get("select", cls.select):
+            kept_apart(given["painter"], images, given.get("images_per_candidate", cls.images_per_candidate))
+
 # %% ../../../nbs/describe/describe_and_dissect/07_method.ipynb #02a01603
 @dataclass(frozen=True, eq=False)
-class DescribeAndDissect(Method):
+class DescribeAndDissect(_ChecksPainter, Method):
     """Describe-and-Dissect (Bai et al., TMLR 2025, arXiv:2403.13771); called as every `Method`.
 
     With `labels` above 1 a unit may have several rows, best first. A unit that fails at some step, or that is not finite or the same on all images or
@@ -101,12 +111,6 @@ class DescribeAndDissect(Method):
         if low := [name for name in ("exemplars", "image_size", "candidates", "images_per_candidate") if getattr(self, name) < 1]:
             raise ValueError(f"{low[0]} is {getattr(self, low[0])}: expected at least 1")
         Choice(self.scoring, self.beta, self.t, self.labels)  # it says what is wrong with one
-
-    @classmethod
-    def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:
-        """Errors: TooFewImages for a gallery that is the probing set, or smaller than the images of a candidate."""
-        if given.get("painter") is not None and given.get("select", cls.select):
-            kept_apart(given["painter"], images, given.get("images_per_candidate", cls.images_per_candidate))
 
     @property
     def asking(self) -> Asking:
