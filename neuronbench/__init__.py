@@ -57,6 +57,7 @@ _NAMES = {  # of each module
     "evaluate.tables.table": "tables PaperTable",
     "foundation.sentences": "Sentences BERTScore",
     "embedded.world": "world",
+    "embedded.photographs": "photographs",
     "widgets.browser": "browse",
     "show.card": "card cards",
     "widgets.tuners": "tune",

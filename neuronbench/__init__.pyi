@@ -74,6 +74,7 @@ from .evaluate.tables.table import PaperTable as PaperTable
 from .foundation.sentences import Sentences as Sentences
 from .foundation.sentences import BERTScore as BERTScore
 from .embedded.world import world as world
+from .embedded.photographs import photographs as photographs
 from .widgets.browser import browse as browse
 from .show.card import card as card
 from .show.card import cards as cards

@@ -6,7 +6,7 @@
 __all__ = ['UnitsOfLayers', 'units_of_layers', 'RecordingBench', 'SupplyingBench', 'DescribingBench', 'ViewingBench', 'Workbench']
 
 # %% ../nbs/02_workbench.ipynb #b7fed640
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import xarray as xr
 from .basics import check_columns, choose, name_list
 from .describe.descriptions import COLUMNS, chosen_units, joined_frames, replaced
 from .describe.method import METHODS, MODELS, Method, lacking_for, supplied
+from .embedded.photographs import LAYERS, photograph_tools, photographs
 from .embedded.world import world, world_tools
 from .foundation.consensus import Consensus
-from .foundation.interfaces import LanguageModel, RegionCaptionModel, RegionEncoder
+from .foundation.interfaces import LanguageModel, RegionCaptionModel, RegionEncoder, stand_ins
 from .evaluate.measure import summary
 from .evaluate.tables.table import TableResult, tabulated
 from .probe.annotations import Annotations
@@ -117,6 +118,12 @@ class SupplyingBench(RecordingBench):
     def method(self, name: str, **settings: Any) -> Method:
         """The method of that name with what the bench holds; `settings` are fields of its dataclass. Nothing is recorded. Errors: those of `supplied`."""
         return supplied(name, self.held, self.target, self.images, **settings)
+
+    @property
+    def stood_in(self) -> pd.DataFrame:
+        """Columns need, stands_in, sentence: which of the models that the bench holds stand in for those of the papers, and for what."""
+        rows = [(need, *said) for need, model in self.held.items() for said in stand_ins([model])]
+        return pd.DataFrame(rows, columns=["need", "stands_in", "sentence"])
 
     def methods(self) -> pd.DataFrame:
         """Columns name, method, missing: every method there is, and what keeps this bench from calling it; an empty text if nothing does."""
@@ -255,3 +262,17 @@ class Workbench(ViewingBench):
         tools = world_tools(known)
         return cls(known.target, known.images, store or known.store, pool=pool, truth=known.truth, same=known.same_meaning, concept_labels=tools.pop("labels"), **tools)
 
+
+    @classmethod
+    def photos(
+        cls,
+        folder: Path | str | None = None,  # of photographs, or of one folder per class; views of scikit-image's photographs if None
+        gallery: Path | str | None = None,  # a folder of other photographs, which stand in for painted images; every third of `folder` if None
+        layers: str | Sequence[str] = LAYERS,  # of EfficientNet-Lite0, dotted names
+        store: Path | str | None = None,
+        pool: str | Iterable[str] | None = None,
+        device: str | None = None,  # the fastest one here if None
+    ) -> "Workbench":
+        """A real network on photographs of your own, with what stands in for the models of the papers, see `photographs`: no hub, no GPU and no key; recorded once per machine. Errors: those of `photographs`."""
+        known = photographs(folder, gallery, layers, device)
+        return cls(known.target, known.images, store or known.store, pool=pool, **photograph_tools(known))

@@ -359,8 +359,11 @@ class INVERT(Method):
 
     @classmethod
     def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:
-        """Errors: those of `label_table`."""
-        label_table(images, given["labels"])
+        """Errors: those of `label_table`; ValueError for labels of which none tells images apart."""
+        labels = label_table(images, given["labels"])
+        if labels.nunique().max() < 2:
+            raise ValueError(f"each of the {labels.shape[1]} labels holds of all {len(labels)} images or of none, such as {labels.columns[0]!r}, so that no label tells images apart: "
+                             "give images of several classes, or other labels")
 
     def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[INVERTTrace]:
         """An `INVERTTrace` for each unit, in order."""

@@ -593,6 +593,14 @@ def _load_file(paths, ids, index, value_range=None):
     return read_image(paths[index], ids[index], value_range)
 
 
+def _load_chosen(load, positions, index):
+    return load(positions[index])
+
+
+def _chosen_key(fingerprint, positions):
+    return content_key("chosen", fingerprint(), positions)
+
+
 def _load_row(dataset, index):
     return _picture(dataset[index])
 
@@ -921,6 +929,23 @@ class ProbingSet(_Opening, _Sources):
         self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
         self._load, self._fingerprint, self._labels = load, fingerprint, labels
         self.value_range, self.display, self._told = _checked_range(value_range), _checked_display(display, value_range), False
+
+    def chosen(
+        self,
+        positions: Iterable[int],  # of the images wanted, each once
+    ) -> "ProbingSet":
+        """The probing set of these images, in this order; `classes` are those that its labels name. Errors: IndexError; ValueError for none, and for one that is named twice."""
+        positions = [int(position) for position in positions]
+        if not positions or len(set(positions)) < len(positions):
+            raise ValueError(f"{len(positions)} positions, {len(set(positions))} of them different: expected at least one, and each once")
+        if wrong := [position for position in positions if not 0 <= position < len(self)]:
+            raise IndexError(f"no image {wrong[0]}: the probing set has {len(self)} (0..{len(self) - 1})")
+        labels, classes = (None if self.labels is None else self.labels[positions]), self.classes
+        if labels is not None and classes is not None:
+            there, labels = np.unique(labels, return_inverse=True)
+            classes = [classes[number] for number in there]
+        load, fingerprint = partial(_load_chosen, self._load, positions), partial(_chosen_key, self._fingerprint, positions)
+        return ProbingSet(load, [self.ids[position] for position in positions], fingerprint, labels, classes, self.value_range, self.display)
 
     @property
     def labels(self) -> np.ndarray | None:
