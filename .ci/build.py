@@ -22,7 +22,7 @@ JS = ROOT / "tests" / "js"  # the tests of the widgets' scripts, and their tools
 BIOME = "node_modules/@biomejs/biome/bin/biome"
 NO_TOOLS = "biome and happy-dom, which the tests of the widgets' scripts need, are not installed; `python .ci/build.py scripts` takes them from npm's registry"
 LARGEST_NOTEBOOK = 1_000_000  # bytes
-PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+")  # a bar as tqdm writes it
+PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+|\d+\w* \[\d\d:\d\d, .*/s\]")  # a bar as tqdm writes it, with a total or without
 WARNED = re.compile(r"^/\S+:\d+: (\w+: .*\n)  .*\n?", re.MULTILINE)  # a warning with the file and line of this machine, and the line itself
 
 

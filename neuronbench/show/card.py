@@ -23,7 +23,7 @@ from PIL import Image
 from ..basics import readable_number
 from ..describe.comparison import descriptions_of
 from ..describe.descriptions import chosen_units
-from ..pictures import data_url, figure_png, new_figure, save_figures
+from ..pictures import data_url, figure_png, new_figure, save_figures, small_png
 from ..probe.images import ProbingSet
 from ..probe.recording import Recording, same_images
 from ..probe.seen import Seen
@@ -121,7 +121,7 @@ class Card:
         return save_figures(path, [self.figure], dpi)
 
     def _repr_png_(self):
-        return figure_png(self.figure)
+        return small_png(self.figure, self.figure.dpi)
 
 # %% ../../nbs/show/03_card.ipynb #0c0b097b
 def card(
