@@ -31,6 +31,7 @@ from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
 from ..probe.recording import Recording
 from ..probe.target import Target
+from ..words import words_of
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
 def _without(output, units, axis):
@@ -180,8 +181,21 @@ def _outputs_by_label(target, images):
     labels = np.asarray(images.labels)
     if not images.classes or not target.classes or list(images.classes) == target.classes:
         return labels
-    outputs = [target.classes.index(choose(name, target.classes, "output of the network for the class")) for name in images.classes]
-    return np.array(outputs)[labels]
+    return np.array(_outputs(images.classes, target.classes))[labels]
+
+
+def _outputs(names, classes):
+    """For each class its number among the outputs: of the same name, else of the same words, such as "tabby cat" for the folder tabby_cat."""
+    numbers = {}
+    for form in (str, _spoken):
+        for place, name in enumerate(classes):
+            numbers.setdefault(form(name), place)
+    forms = [name if name in numbers else _spoken(name) for name in names]
+    return [numbers[form if form in numbers else choose(name, classes, "output of the network for the class")] for form, name in zip(forms, names)]
+
+
+def _spoken(name):
+    return " ".join(words_of(name))
 
 
 def _class_names(target, images, count):
