@@ -59,6 +59,7 @@ _NAMES = {  # of each module
     "embedded.world": "world",
     "embedded.photographs": "photographs",
     "widgets.browser": "browse",
+    "widgets.descriptions_browser": "browse_descriptions",
     "show.card": "card cards",
     "widgets.tuners": "tune",
     "workbench": "Workbench",

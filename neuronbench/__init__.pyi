@@ -76,6 +76,7 @@ from .foundation.sentences import BERTScore as BERTScore
 from .embedded.world import world as world
 from .embedded.photographs import photographs as photographs
 from .widgets.browser import browse as browse
+from .widgets.descriptions_browser import browse_descriptions as browse_descriptions
 from .show.card import card as card
 from .show.card import cards as cards
 from .widgets.tuners import tune as tune

@@ -15,6 +15,7 @@ from PIL import Image
 from browser_lab import Chromium, JupyterLab, find_chromium, kernel_says, run_all, write_notebook
 from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 
+import neuronbench as nb
 from neuronbench.basics import readable_number
 from neuronbench.show.evidence import evidence
 
@@ -415,6 +416,31 @@ def test_a_view_that_is_cleared_takes_off_what_it_put_on_the_page(opened, chromi
     opened.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     opened.wait_for_function(f"() => {hiding} === 0")
     assert opened.locator(BROWSER).count() == 0 and chromium.errors == []
+
+
+# descriptions without a network
+
+
+def test_published_descriptions_open_without_a_network(lab, chromium):
+    write_notebook(lab.folder / "words.ipynb", 'import neuronbench as nb\nnb.browse_descriptions(nb.published("alexnet-caffe", "network-dissection"))')
+    page = chromium.open(lab, "words.ipynb")
+    run_all(page)
+    words = nb.published("alexnet-caffe", "network-dissection").set_index("unit").description
+    view = page.locator(".nb-descriptions-browser")
+    view.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector('.nb-descriptions-browser[data-unit="1"]')
+    assert page.locator(".nb-said").all_text_contents() == [words[1]] and listed(page)[:3] == [0, 1, 2]
+    page.keyboard.press("/")
+    page.keyboard.type("wheel")
+    page.wait_for_function("count => document.querySelector('.nb-hits').textContent === `${count} of 256 units`", arg=words.str.contains("wheel").sum().item())
+    page.keyboard.press("Enter")
+    first = words.index[words.str.contains("wheel")].min()
+    page.wait_for_selector(f'.nb-descriptions-browser[data-unit="{first}"]')
+    assert page.locator(".nb-said").all_text_contents() == [words[first]] and page.locator("[data-nb-still]").is_hidden()
+    assert 'nb.Target(model, layers=["conv5"]' in page.locator(".nb-opening").text_content() and "MIT, Copyright" in page.locator(".nb-about").text_content()
+    page.screenshot(path=ARTIFACTS / "descriptions_browser.png")
+    page.context.close()
 
 
 # the first lesson

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import setuptools  # brings distutils, which Python no longer has
 from distutils.core import run_setup
+from tiny_recording import tiny_recording
 
 import neuronbench as nb
 from neuronbench.describe.published import DESCRIBED, NETWORKS, PUBLICATIONS, REPOSITORIES, SHIPPED
@@ -182,3 +183,151 @@ def test_a_file_that_names_no_layer_where_it_should_is_refused(folder):
 def test_a_file_of_another_name_is_read_all_the_same(folder):
     path = folder({"dnd_resnet50_fc.csv": "Neuron ID,label\n0,fishing and catching fish\n"}) / "dnd_resnet50_fc.csv"
     pd.testing.assert_series_equal(nb.read_descriptions(path, "DnD", "fc").iloc[0], pd.Series(["fc", 0, "fishing and catching fish", float("nan"), "DnD"], ["layer", "unit", "description", "score", "method"], name=0))
+
+
+# read without a network: the browser of descriptions
+
+
+def spoken(layer="layer3", unit=1, method="people", words="wool"):
+    return pd.DataFrame({"layer": [layer], "unit": [unit], "description": [words], "score": [float("nan")], "method": [method]})
+
+
+def browsing(*tables, layer=None):
+    view = nb.browse_descriptions(*tables, layer=layer)
+    view.sent = []
+    view.send = lambda content, buffers=None: view.sent.append(content)
+    return view
+
+
+def test_published_descriptions_open_without_a_network():
+    view = browsing(nb.published("alexnet-caffe", "network-dissection"))
+    assert (view.layers, view.layer, view.unit, view.unit_count, view.order) == (["conv5"], "conv5", 0, 256, list(range(256)))
+    view.query, view.sort = "wheel", "highest score"
+    assert view.order[0] == 197 and all("wheel" in view.said[unit][0][1] for unit in view.order)
+    [[methods, facts]] = view.about
+    assert methods == "Network Dissection (published)" and dict(facts)["licence"].startswith("MIT, Copyright") and "no network of torchvision" in view.weights
+    view._handle_custom_msg({"kind": "ask"}, [])
+    assert view.sent == [{"kind": "awake"}]
+
+
+def test_only_described_units_are_listed_and_all_that_is_said_is_searched(folder):
+    path = DESCRIBED["resnet152", "milannotations"].path
+    words = "layer,unit,summary\nlayer3,226,a facemask\nlayer3,226,wool\nlayer4,7,snow\nlayer4,9,\n"
+    view = browsing(nb.published("resnet152", "milannotations", folder({path: words})), layer="layer3")
+    assert (view.order, view.unit, view.unit_count) == ([226], 226, 1024) and view.said[226] == [["MILANNOTATIONS (three people)", text, None] for text in ("a facemask", "wool")]
+    view.query = "wool"
+    assert view.order == [226] and view.table["MILANNOTATIONS (three people)"][0][226] == "a facemask"
+    view.query, view.layer = "", "layer4"
+    assert (view.order, view.unit, view.unit_count) == ([7], 7, 2048) and 'layers=["layer4"]' in view.code
+    view.pinned = [["layer4", 7]]
+    assert "layer4,7,snow" in view.pins_csv
+
+
+def test_methods_stand_side_by_side():
+    view = browsing(spoken(), spoken(method="MILAN", words="sheep"), spoken("layer4", 5))
+    assert view.layers == ["layer3", "layer4"] and view.layer == "layer4"
+    view.layer = "layer3"
+    assert view.said[1] == [["people", "wool", None], ["MILAN", "sheep", None]] and list(view.table) == ["people", "MILAN"]
+    assert view.about == [] and "the network that was described" in view.code
+
+
+def test_the_code_opens_the_network_that_was_described(folder):
+    view = browsing(nb.published("resnet50", "describe-and-dissect", folder(drawn("resnet50", "describe-and-dissect"))))
+    assert 'nb.Target.from_torchvision("resnet50", weights="IMAGENET1K_V1", layers=["fc"])' in view.code and 'bench.add(descriptions, layers=["fc"])' in view.code
+    compile(view.code, "code", "exec")
+    hostile = spoken('"]); import os #')
+    hostile.attrs["weights"] = "x\nimport os"
+    code = browsing(hostile).code
+    assert [line for line in code.splitlines() if "import" in line and not line.startswith(("import neuronbench", "#", "target = ", "bench"))] == []
+    compile(code, "code", "exec")
+
+
+def test_where_no_kernel_answers_there_is_a_table_of_text():
+    bundle, _ = browsing(spoken(words="<img src=x onerror=alert(1)>", method="<b>"))._repr_mimebundle_()
+    assert "<img" not in bundle["text/html"] and "<b>" not in bundle["text/html"] and "&lt;img src=x" in bundle["text/html"] and "1 unit<" in bundle["text/html"]
+    bundle, _ = browsing(nb.published("alexnet-caffe", "network-dissection"))._repr_mimebundle_()
+    assert "the first 20 of 256 units" in bundle["text/html"] and bundle["text/html"].count("<tr") == 21 and "licence: MIT" in bundle["text/html"]
+
+
+@pytest.mark.parametrize("tables, error, words", [
+    ([], ValueError, "no descriptions to browse"), ([spoken().iloc[:0]], ValueError, "no descriptions to browse"),
+    ([spoken().drop(columns="score")], ValueError, "missing: score"), (["table.csv"], TypeError, "descriptions are a table"),
+    ([spoken(), spoken()], ValueError, "two tables describe unit 1 of 'layer3' by 'people'"), ([spoken(unit=-1), spoken(unit=4)], IndexError, "-1 was asked for"),
+])
+def test_what_cannot_be_browsed_is_refused(tables, error, words):
+    with pytest.raises(error, match=words):
+        nb.browse_descriptions(*tables)
+
+
+def test_wrong_choices_are_refused():
+    with pytest.raises(KeyError, match="did you mean 'layer3'"):
+        nb.browse_descriptions(spoken(), layer="layer5")
+    view = browsing(spoken())
+    with pytest.raises(IndexError, match="0 to 1; 2 was asked for"):
+        view.unit = 2
+
+
+def test_descriptions_of_two_networks_are_not_laid_side_by_side():
+    tables = [nb.published(network, "network-dissection") for network in ("alexnet-caffe", "alexnet-caffe-places365")]
+    with pytest.raises(ValueError, match="of caffe_reference_imagenet.* and of caffe_reference_places365.*: a unit of one is no unit of the other"):
+        nb.browse_descriptions(*tables)
+
+
+# beside one's own
+
+
+@pytest.fixture(scope="module")
+def bench():
+    recording = tiny_recording()
+    return nb.Workbench(recording.target, recording.images)
+
+
+def told(table, **attrs):
+    table.attrs = attrs
+    return table
+
+
+def test_they_stand_beside_ones_own(bench):
+    own = spoken("maps", 3, "CLIP-Dissect", "lake")
+    bench.descriptions = own
+    added = bench.add(told(spoken("maps", 3, "CLIP-Dissect (published)", "sea"), units={"maps": 40}, weights="a network of somebody", licence="MIT"))
+    assert bench.descriptions.description.tolist() == ["lake", "sea"] and added.attrs["licence"] == "MIT"
+    bench.add(spoken("maps", 3, "CLIP-Dissect (published)", "ocean"))
+    assert bench.descriptions.description.tolist() == ["lake", "ocean"]  # one who speaks again is heard once
+    view = bench.browse("maps")
+    assert list(view.table) == ["CLIP-Dissect", "CLIP-Dissect (published)"] and view.table["CLIP-Dissect (published)"][0][3] == "ocean"
+
+
+def test_of_a_table_of_many_layers_those_of_the_target_are_taken_when_named(bench):
+    table = pd.concat([spoken("maps", 3), spoken("fc", 2000)])
+    with pytest.raises(ValueError, match=r"the target has 'maps' of the described layers and not 'fc': give layers=\['maps'\]"):
+        bench.add(table)
+    assert bench.add(table, layers=["maps"]).layer.tolist() == ["maps"]
+
+
+def test_the_report_says_where_they_come_from(bench, tmp_path):
+    bench.descriptions = bench.descriptions.iloc[:0]
+    bench.add(told(spoken("maps", 3, "CLIP-Dissect (published)", "sea"), source="https://example.org/a", licence="MIT"))
+    page = bench.report(tmp_path / "report.html").read_text()
+    assert "CLIP-Dissect (published) of maps" in page and "source: https://example.org/a" in page and "licence: MIT" in page
+
+
+@pytest.mark.parametrize("table, layers, error, words", [
+    (spoken("mapz"), None, KeyError, "no layer 'mapz'; did you mean 'maps'"), (spoken("maps", 40), None, ValueError, "layer 'maps' has 40 units, numbered 0 to 39; there is no unit 40"),
+    (told(spoken("maps"), units={"maps": 64}), None, ValueError, "the described network has 64 units in layer 'maps', and the target has 40: it is another network"),
+    (spoken("maps"), ["map"], KeyError, "no described layer 'map'; did you mean 'maps'"), (spoken("maps"), "maps", TypeError, "layers are a list of names"),
+    (spoken("maps").drop(columns="score"), None, ValueError, "missing: score"),
+])
+def test_what_does_not_fit_the_target_is_refused(bench, table, layers, error, words):
+    before = bench.descriptions
+    with pytest.raises(error, match=words):
+        bench.add(table, layers)
+    assert bench.descriptions is before
+
+
+def test_descriptions_of_other_weights_are_refused(bench, monkeypatch):
+    monkeypatch.setattr(bench.target, "origin", "torchvision resnet50 IMAGENET1K_V2")
+    with pytest.raises(ValueError, match="are of torchvision resnet50 IMAGENET1K_V1, and the target is torchvision resnet50 IMAGENET1K_V2: a unit of one is no unit of the other"):
+        bench.add(told(spoken("maps"), weights=NETWORKS["resnet50"].weights))
+    monkeypatch.setattr(bench.target, "origin", NETWORKS["resnet50"].weights)
+    assert len(bench.add(told(spoken("maps"), weights=NETWORKS["resnet50"].weights))) == 1

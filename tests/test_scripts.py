@@ -17,7 +17,7 @@ SCRIPTS = ROOT / "nbs" / "widgets"
 TOOLS = JS / "node_modules"
 NO_TOOLS = "biome and happy-dom are not installed: run `python .ci/build.py scripts`, which takes them from npm's registry"
 WIDGETS = {
-    "browser": "BrowserState", "compare": "Compare", "crops_tuner": "CropsTuner", "prompts_tuner": "PromptsTuner", "rating": "Rating",
+    "browser": "BrowserState", "compare": "Compare", "crops_tuner": "CropsTuner", "descriptions_browser": "DescriptionsBrowser", "prompts_tuner": "PromptsTuner", "rating": "Rating",
     "scoring_tuner": "ScoringTuner", "tuners": "TunersBar",
 }
 

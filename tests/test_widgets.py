@@ -15,7 +15,8 @@ from tiny_recording import HOSTILE, Drawings, tiny_descriptions, tiny_recording
 from neuronbench.basics import readable_number
 from neuronbench.describe.comparison import best_descriptions
 from neuronbench.probe.images import BadImage, ProbingSet
-from neuronbench.widgets.browser import browse, description_table, listed_units
+from neuronbench.widgets.browser import browse
+from neuronbench.widgets.unit_list import description_table, listed_units, said_by_all
 from neuronbench.show.card import card
 from neuronbench.show.evidence import evidence, fitted, map_bytes, overlaid
 
@@ -139,10 +140,11 @@ def test_listed_units_search_all_methods_and_sort_by_one():
     frame = pd.DataFrame([("a", 0, "Red wheel", 0.1, "m"), ("a", 2, "snow", 0.9, "m"), ("a", 3, "night", np.nan, "m"), ("a", 0, "boat", 5, "n")],
                          columns=["layer", "unit", "description", "score", "method"])
     table = description_table(frame, "a", 12)
-    assert listed_units(table, 12, "wheel BOAT") == [0]
-    assert listed_units(table, 12, "1") == [1] and listed_units(table, 12, "zebra") == []
-    assert listed_units(table, 12, sort="highest score", method="m")[:3] == [2, 0, 1]
-    assert listed_units(table, 12, sort="lowest score", method="m")[:2] == [0, 2]
+    texts = said_by_all(table, 12)
+    assert listed_units(table, texts, "wheel BOAT") == [0]
+    assert listed_units(table, texts, "1") == [1] and listed_units(table, texts, "zebra") == []
+    assert listed_units(table, texts, sort="highest score", method="m")[:3] == [2, 0, 1]
+    assert listed_units(table, texts, sort="lowest score", method="m")[:2] == [0, 2]
     json.dumps(table, allow_nan=False)
 
 
@@ -276,9 +278,9 @@ def test_a_click_and_a_cell_take_turns(browser):
             go_on.wait(60)
 
     browser.layer = "maps"
-    browser.unobserve(browser._list_units, ["layer", "query", "sort", "method"])
+    browser.unobserve(browser.relist, ["layer", "query", "sort", "method"])
     browser.observe(hear, "layer")
-    browser.observe(browser._list_units, ["layer", "query", "sort", "method"])
+    browser.observe(browser.relist, ["layer", "query", "sort", "method"])
     page = threading.Thread(target=browser._handle_msg, args=({"content": {"data": {"method": "update", "state": {"layer": "vector", "unit": 4}}}},))
     page.start()
     assert heard.wait(60)

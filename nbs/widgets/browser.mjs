@@ -7,60 +7,29 @@ import {
   colourMap,
   drawing,
   field,
-  key,
   make,
   numberInput,
   options,
   paint,
   percent,
   readable,
-  save,
-  searchInput,
-  UnitBar,
-  unitTitle,
-  View,
   widget,
   within,
 } from "./parts.mjs";
+import { UnitsView } from "./units.mjs";
 
-const ROW_HEIGHT = 32; // px, one line of the list of units; browser.css uses the same
-const PAGE = 10; // units that PageUp and PageDown skip
 const MOST = 50; // exemplars at most, as in Python
 const REACH = 3; // neighbours fetched ahead on each side
 const KEPT = 300; // pictures that are kept, some 80 MB
 const MARK = 5; // px, half the width of an exemplar's mark in the histogram
-const SPARE = 4; // lines drawn beyond each end of what is in view
 
-/* ---------------------------------------------------------------- units, in the order of the list */
-
-// The unit some steps along the list; from a unit that is not in it, its first, and undefined where the list is empty.
-export function along(order, unit, steps) {
-  const here = order.indexOf(unit);
-  return order[here < 0 ? 0 : within(here + steps, 0, order.length - 1)];
-}
+/* ---------------------------------------------------------------- what is fetched */
 
 // The unit, and those whose evidence is fetched ahead: its neighbours, the nearest first; the list's first where the unit is not in it.
 export function wanted(order, unit) {
   const here = order.indexOf(unit);
   const near = Array.from({ length: REACH }, (_, i) => [order[here + i + 1], order[here - i - 1]]).flat();
   return [unit, ...(here < 0 ? [order[0]] : near)].filter((other) => other !== undefined);
-}
-
-export function toggled(pinned, layer, unit) {
-  const others = pinned.filter(([l, u]) => l !== layer || u !== unit);
-  return others.length < pinned.length ? others : [...others, [layer, unit]];
-}
-
-// [first, last[ of the lines to draw, of `count`, in a list of some height that is scrolled so far.
-export function linesInView(scrolled, height, count) {
-  const first = Math.max(Math.floor(scrolled / ROW_HEIGHT) - SPARE, 0);
-  return [first, Math.min(first + Math.ceil(height / ROW_HEIGHT) + 2 * SPARE, count)];
-}
-
-// How far to scroll, as little as can be, so that the line at a place is in view.
-export function scrolledTo(place, scrolled, height) {
-  const top = place * ROW_HEIGHT;
-  return top < scrolled ? Math.max(top, 0) : Math.max(scrolled, top + ROW_HEIGHT - height);
 }
 
 /* ---------------------------------------------------------------- words */
@@ -160,70 +129,26 @@ async function decode(message, buffers) {
 
 /* ---------------------------------------------------------------- the view */
 
-class BrowserView extends View {
+class BrowserView extends UnitsView {
   constructor(model, el) {
-    super(model);
+    super(model, el);
     this.kept = new Kept();
     this.asked = null; // the name of the evidence Python is working on
     this.failed = new Map(); // name -> Python's sentence
-    this.root = this.build();
-    el.append(this.root);
-    this.listen();
-    this.refresh();
+    this.start();
+  }
+
+  get kind() {
+    return "nb-browser";
+  }
+
+  get spoken() {
+    return "Browser of units";
   }
 
   /* what is where */
 
-  build() {
-    this.bar = new UnitBar(this);
-    return make(
-      "div",
-      { class: "nb-view nb-browser", tabindex: "0", role: "application", "aria-label": "Browser of units" },
-      this.bar.root,
-      make("div", { class: "nb-body" }, this.buildSide(), this.buildMain()),
-      this.buildHints(),
-    );
-  }
-
-  buildSide() {
-    this.query = searchInput((query) => this.set({ query }));
-    this.sort = make("select", {
-      "aria-label": "Order of the list",
-      onchange: () => this.set({ sort: this.sort.value }),
-    });
-    this.method = make("select", {
-      "aria-label": "Method shown in the list",
-      onchange: () => this.set({ method: this.method.value }),
-    });
-    this.methodField = field("Method", this.method);
-    this.hits = make("div", { class: "nb-hits nb-muted nb-small", "aria-live": "polite" });
-    this.rows = make("div", { class: "nb-rows" });
-    this.list = make(
-      "div",
-      { class: "nb-list", role: "listbox", "aria-label": "Units", onscroll: () => this.showRows() },
-      this.rows,
-    );
-    const order = make("div", { class: "nb-order" }, field("Sort by", this.sort), this.methodField);
-    return make("div", { class: "nb-side" }, this.query, order, this.hits, this.list, this.buildPins());
-  }
-
-  buildPins() {
-    this.pinTitle = make("span", { class: "nb-heading" });
-    this.save = make("button", {
-      type: "button",
-      class: "nb-button",
-      text: "Export CSV",
-      onclick: () => this.download(),
-    });
-    this.save.title = "Download the pinned units and their descriptions";
-    this.pins = make("div", { class: "nb-pins", role: "list", "aria-label": "Pinned units" });
-    return make("div", { class: "nb-pinned" }, make("div", { class: "nb-row" }, this.pinTitle, this.save), this.pins);
-  }
-
   buildMain() {
-    this.title = make("h3", { class: "nb-title", "aria-live": "polite" });
-    this.pin = make("button", { type: "button", class: "nb-button nb-pin", onclick: () => this.togglePin() });
-    this.descriptions = make("div", { class: "nb-descriptions", role: "list", "aria-label": "Descriptions" });
     this.message = make("div", { class: "nb-message", role: "status" });
     this.grid = make("div", { class: "nb-grid", role: "list", "aria-label": "Exemplars" });
     this.histogramTitle = make("div", { class: "nb-muted nb-small" });
@@ -235,24 +160,9 @@ class BrowserView extends View {
       onchange: () => this.set({ pool: this.pool.value }),
     });
     this.poolField = field("Ranked by", this.pool);
-    const head = make(
-      "div",
-      { class: "nb-row" },
-      this.title,
-      make("div", { class: "nb-row" }, this.poolField, field("Exemplars", this.count), this.pin),
-    );
+    const head = this.buildHead(this.poolField, field("Exemplars", this.count));
     const [controls, title] = [this.buildControls(), this.histogramTitle];
-    return make(
-      "div",
-      { class: "nb-main" },
-      head,
-      this.descriptions,
-      controls,
-      this.message,
-      this.grid,
-      title,
-      this.histogram,
-    );
+    return make("div", { class: "nb-main" }, ...head, controls, this.message, this.grid, title, this.histogram);
   }
 
   buildControls() {
@@ -285,41 +195,22 @@ class BrowserView extends View {
     return control;
   }
 
-  buildHints() {
-    const hint = (text, ...names) => make("span", {}, ...names.map(key), ` ${text}`);
-    return make(
-      "div",
-      { class: "nb-hints", "aria-label": "Keyboard" },
-      hint("next", "→", "↓", "j"),
-      hint("previous", "←", "↑", "k"),
-      hint(`${PAGE} further`, "PgUp", "PgDn"),
-      hint("first, last", "Home", "End"),
-      hint("pin", "p"),
-      hint("map", "m"),
-      hint("search", "/"),
-    );
+  hints() {
+    const all = super.hints();
+    return [...all.slice(0, -1), ["map", "m"], ...all.slice(-1)];
   }
 
   /* what changes what */
 
   listen() {
-    this.on(["layers", "layer", "unit_count", "unit", "k", "pool", "order", "table", "method", "sort", "query"], () =>
-      this.refresh(),
-    );
-    this.on(["layer", "unit", "k"], () => this.scrollToUnit());
-    this.on(["order"], () => this.scrollAsSorted());
+    super.listen();
+    this.on(["k", "pool"], () => this.refresh());
     this.on(["opacity", "threshold", "show_map"], () => this.showMaps());
-    this.on(["pinned"], () => this.showPins());
     this.hear("msg:custom", (message, buffers) => {
       this.hideStill();
       this.receive(message, buffers);
     });
-    this.listenToKeys();
     this.observe(new ResizeObserver(() => this.showHistogram()), this.histogram);
-  }
-
-  setLayer(layer) {
-    this.set({ layer, unit: 0 });
   }
 
   setCount() {
@@ -336,199 +227,28 @@ class BrowserView extends View {
     return poolOnView(this.pools(), this.get("pool"));
   }
 
-  goTo(unit) {
-    if (!Number.isFinite(unit)) return this.showBar();
-    const chosen = within(Math.round(unit), 0, this.get("unit_count") - 1);
-    this.failed.delete(this.nameOf(chosen)); // what failed once may work now
-    this.set({ unit: chosen });
-    this.showBar();
-  }
-
-  // Along the list as it is sorted and searched.
-  move(steps) {
-    const unit = along(this.get("order"), this.get("unit"), steps);
-    if (unit !== undefined) this.goTo(unit);
-  }
-
-  togglePin(layer = this.get("layer"), unit = this.get("unit")) {
-    this.set({ pinned: toggled(this.get("pinned"), layer, unit) });
-  }
-
-  download() {
-    save("pinned_units.csv", "text/csv", this.get("pins_csv"));
-  }
-
-  /* keys */
-
-  actionFor(name, target) {
-    if (target.matches("input[type=search]")) return this.searchAction(name);
-    if (target.matches("select, input[type=number]")) return null;
-    if (target.matches("input[type=range]") && name.startsWith("Arrow")) return null;
-    const pressing = target.matches("button, input[type=checkbox]") && (name === " " || name === "Enter");
-    return pressing ? null : this.browseAction(name);
-  }
-
-  searchAction(name) {
-    return {
-      ArrowDown: () => this.move(1),
-      ArrowUp: () => this.move(-1),
-      Enter: () => this.endSearch(),
-      Escape: () => this.clearSearch(),
-    }[name];
-  }
-
-  endSearch() {
-    if (!this.get("order").includes(this.get("unit"))) this.move(0);
-    this.root.focus({ preventScroll: true });
-  }
-
-  clearSearch() {
-    this.query.value = "";
-    this.set({ query: "" });
-    this.root.focus({ preventScroll: true });
+  choose(unit) {
+    this.failed.delete(this.nameOf(unit)); // what failed once may work now
+    super.choose(unit);
   }
 
   browseAction(name) {
-    const all = this.get("order").length;
-    return {
-      ArrowRight: () => this.move(1),
-      ArrowDown: () => this.move(1),
-      j: () => this.move(1),
-      ArrowLeft: () => this.move(-1),
-      ArrowUp: () => this.move(-1),
-      k: () => this.move(-1),
-      PageDown: () => this.move(PAGE),
-      PageUp: () => this.move(-PAGE),
-      Home: () => this.move(-all),
-      End: () => this.move(all),
-      p: () => this.togglePin(),
-      m: () => this.set({ show_map: !this.get("show_map") }),
-      "/": () => this.query.focus(),
-    }[name];
+    return name === "m" ? () => this.set({ show_map: !this.get("show_map") }) : super.browseAction(name);
   }
 
   /* what is shown */
 
   refresh() {
-    this.showBar();
-    this.showSide();
-    this.showHead();
-    this.showPins();
+    super.refresh();
     this.showEvidence();
     this.fetch();
   }
 
   showBar() {
-    this.bar.show();
+    super.showBar();
     this.count.value = this.get("k");
     options(this.pool, this.pools(), this.poolOnView());
     this.poolField.hidden = this.pools().length < 2;
-  }
-
-  showSide() {
-    const methods = Object.keys(this.get("table"));
-    const order = this.get("order");
-    if (this.query !== document.activeElement) this.query.value = this.get("query");
-    options(this.sort, ["unit", "highest score", "lowest score"], this.get("sort"));
-    options(this.method, methods, this.get("method"));
-    this.methodField.hidden = methods.length < 2;
-    this.sort.disabled = methods.length === 0;
-    this.hits.textContent = this.get("query") ? `${order.length} of ${this.get("unit_count")} units` : "";
-    this.rows.style.height = `${order.length * ROW_HEIGHT}px`;
-    this.showRows();
-  }
-
-  scrollToUnit() {
-    const place = this.get("order").indexOf(this.get("unit"));
-    this.list.scrollTop = scrolledTo(place, this.list.scrollTop, this.list.clientHeight);
-  }
-
-  // What was searched for, or sorted by score, is read from its start.
-  scrollAsSorted() {
-    if (this.get("query") || this.get("sort") !== "unit") this.list.scrollTop = 0;
-    else this.scrollToUnit();
-  }
-
-  // Only the lines in view exist, so that thousands of units cost no more than twenty.
-  showRows() {
-    const order = this.get("order");
-    const [first, last] = linesInView(this.list.scrollTop, this.list.clientHeight || 400, order.length);
-    const [said, scores] = this.get("table")[this.get("method")] ?? [[], []];
-    this.rows.replaceChildren(
-      ...order.slice(first, last).map((unit, i) => this.unitRow(unit, first + i, said[unit], scores[unit])),
-    );
-  }
-
-  unitRow(unit, place, said, score) {
-    return make(
-      "div",
-      {
-        class: "nb-unit",
-        role: "option",
-        "aria-selected": String(unit === this.get("unit")),
-        style: `top:${place * ROW_HEIGHT}px`,
-        onclick: () => this.goTo(unit),
-      },
-      make("span", { class: "nb-unit-number", text: unit }),
-      make("span", {
-        class: said ? "nb-unit-said" : "nb-unit-said nb-muted",
-        title: said ?? "",
-        text: said ?? "not described",
-      }),
-      make("span", { class: "nb-unit-score", text: said ? readable(score) : "" }),
-    );
-  }
-
-  showHead() {
-    this.title.replaceChildren(...unitTitle(this.get("layer"), `unit ${this.get("unit")}`));
-    const rows = Object.entries(this.get("table"))
-      .filter(([, [said]]) => said[this.get("unit")])
-      .map(([method, [said, scores]]) => this.descriptionRow(method, said[this.get("unit")], scores[this.get("unit")]));
-    this.descriptions.replaceChildren(...rows);
-    this.descriptions.hidden = rows.length === 0;
-  }
-
-  descriptionRow(method, said, score) {
-    return make(
-      "div",
-      { class: "nb-description", role: "listitem" },
-      make("span", { class: "nb-method", text: method }),
-      make(
-        "span",
-        {},
-        make("span", { class: "nb-said", text: said }),
-        make("span", { class: "nb-score", title: "Score", text: readable(score) }),
-      ),
-    );
-  }
-
-  showPins() {
-    const pinned = this.get("pinned");
-    const here = pinned.some(([layer, unit]) => layer === this.get("layer") && unit === this.get("unit"));
-    this.pin.textContent = here ? "★ Pinned" : "☆ Pin";
-    this.pin.setAttribute("aria-pressed", String(here));
-    this.pinTitle.textContent = `Pinned (${pinned.length})`;
-    this.save.disabled = pinned.length === 0;
-    this.pins.replaceChildren(...pinned.map(([layer, unit]) => this.pinChip(layer, unit)));
-  }
-
-  pinChip(layer, unit) {
-    const button = (attributes) => make("button", { type: "button", ...attributes });
-    return make(
-      "span",
-      { class: "nb-chip", role: "listitem" },
-      button({
-        text: `${layer} · ${unit}`,
-        "aria-label": `Show ${layer} unit ${unit}`,
-        onclick: () => this.set({ layer, unit }),
-      }),
-      button({
-        class: "nb-remove",
-        text: "×",
-        "aria-label": `Unpin ${layer} unit ${unit}`,
-        onclick: () => this.togglePin(layer, unit),
-      }),
-    );
   }
 
   /* the evidence */

@@ -2,6 +2,7 @@
    Text from files, models and people is only ever set through textContent. */
 
 const LINE = 2; // px of a picture, the line around the part of a map above the threshold
+const COPIED = 1600; // ms that the button says so
 
 /* ---------------------------------------------------------------- numbers */
 
@@ -123,6 +124,32 @@ export function save(name, type, content) {
   const address = URL.createObjectURL(new Blob([content], { type }));
   make("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
+}
+
+/* ---------------------------------------------------------------- code to copy */
+
+// The clipboard is closed to pages that came over plain HTTP from another machine; there a selection is copied.
+async function copy(text, near) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = make("textarea", { class: "nb-copied" });
+  area.value = text;
+  near.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+// A button that copies the trait `code` of a view, and says so for a moment.
+export function copyButton(view) {
+  const button = make("button", { type: "button", class: "nb-button", text: "Copy as code" });
+  button.addEventListener("click", async () => {
+    await copy(view.get("code"), view.root);
+    button.textContent = "Copied";
+    view.later(() => {
+      button.textContent = "Copy as code";
+    }, COPIED);
+  });
+  return button;
 }
 
 /* ---------------------------------------------------------------- pictures */

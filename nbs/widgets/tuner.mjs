@@ -1,8 +1,6 @@
 /* What every tuner's view is made of: the bar, controls bound to traits, the run line, the code. */
 
-import { canvasOf, make, options, readable, UnitBar, View, within } from "./parts.mjs";
-
-const COPIED = 1600; // ms that the button says so
+import { canvasOf, copyButton, make, options, readable, UnitBar, View, within } from "./parts.mjs";
 
 // What runs, and how far it is; `running` is {} where nothing does, and its total is null or 0 where that is not known.
 export function progressText({ step, done, total }) {
@@ -40,12 +38,7 @@ export class TunerView extends View {
   }
 
   buildFoot() {
-    this.copied = make("button", {
-      type: "button",
-      class: "nb-button",
-      text: "Copy as code",
-      onclick: () => this.copyCode(),
-    });
+    this.copied = copyButton(this);
     this.codeText = make("code", {});
     this.codeBox = make(
       "details",
@@ -147,14 +140,6 @@ export class TunerView extends View {
     this.goTo(this.get("unit") + steps);
   }
 
-  async copyCode() {
-    await copy(this.get("code"), this.root);
-    this.copied.textContent = "Copied";
-    this.later(() => {
-      this.copied.textContent = "Copy as code";
-    }, COPIED);
-  }
-
   /* keys */
 
   press(event) {
@@ -220,17 +205,6 @@ export class TunerView extends View {
   showCode() {
     this.codeText.textContent = this.get("code");
   }
-}
-
-// The clipboard is closed to pages that came over plain HTTP from another machine; there a selection is copied.
-async function copy(text, near) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const area = make("textarea", { class: "nb-copied" });
-  area.value = text;
-  near.append(area);
-  area.select();
-  document.execCommand("copy");
-  area.remove();
 }
 
 /* ---------------------------------------------------------------- parts of several tuners */

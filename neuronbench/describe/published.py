@@ -68,12 +68,14 @@ class Publication(NamedTuple):
     label: str  # as the column `method` shows it
     score: str  # what the column `score` holds; empty where the authors give none
     citation: str
+    words: str = ""  # how the descriptions are to be read, where that is not plain
 
 
 _MILAN = "Hernandez, Schwettmann, Bau, Bagashvili, Torralba, Andreas: Natural Language Descriptions of Deep Visual Features. ICLR 2022"
 PUBLICATIONS = {
     "network-dissection": Publication("Network Dissection (published)", "IoU with the concept's pixels in Broden; above 0.04 the authors call the unit a detector",
-                                      "Bau, Zhou, Khosla, Oliva, Torralba: Network Dissection: Quantifying Interpretability of Deep Visual Representations. CVPR 2017"),
+                                      "Bau, Zhou, Khosla, Oliva, Torralba: Network Dissection: Quantifying Interpretability of Deep Visual Representations. CVPR 2017",
+                                      "Broden's concepts, as it names them: blue-c is a colour, street-s a scene"),
     "clip-dissect": Publication("CLIP-Dissect (published)", "similarity of the unit and the concept",
                                 "Oikarinen, Weng: CLIP-Dissect: Automatic Description of Neuron Representations in Deep Vision Networks. ICLR 2023"),
     "describe-and-dissect": Publication("Describe-and-Dissect (published)", "",
@@ -192,9 +194,9 @@ def published_table(
     network, publication, repository = NETWORKS[files.network], PUBLICATIONS[files.method], REPOSITORIES[files.repository]
     parts = [_read(path, layer, publication.label, network.units) for path, layer in found_files(files, folder).items()]
     table = pd.concat(parts, ignore_index=True)
-    table.attrs = {"network": files.network, "weights": network.weights, "units": {layer: network.units[layer] for layer in table.layer.unique()},
+    table.attrs = {"network": files.network, "weights": network.weights, "units": {layer: count for layer, count in network.units.items() if layer in set(table.layer)},
                    "source": f"{repository.address}/tree/{repository.commit}", "licence": repository.licence or "none named by the authors",
-                   "citation": publication.citation, "score": publication.score or "none"}
+                   "citation": publication.citation, "score": publication.score or "none", **({"words": publication.words} if publication.words else {})}
     return table
 
 # %% ../../nbs/describe/14_published.ipynb #pubd34
@@ -205,7 +207,8 @@ def published(
 ) -> pd.DataFrame:
     """The descriptions that the authors published: a DataFrame layer, unit, description, score, method as `read_descriptions` gives it, units from 0.
 
-    They hold for one checkpoint only. `.attrs` says which: network, weights, units {layer: how many}, source, licence, citation, and what `score` is.
+    They hold for one checkpoint only. `.attrs` says which: network, weights, units {layer: how many}, source, licence, citation, what `score` is, and how the words are to be read where
+    that is not plain.
     Without a network or without a method, a table of what there is: network, method, layers, ships, licence, weights, source. Errors: KeyError naming the
     nearest network or method; FileNotFoundError for what does not ship or is not in the folder, saying where to get it; ValueError for a file that is of
     another network, and for a folder without a network and a method; those of `read_descriptions`.

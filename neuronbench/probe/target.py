@@ -228,6 +228,14 @@ def _renamed(weights, wanted):
     inner = {name.split(".", 1)[-1]: value for name, value in weights.items()}
     return inner if len(first) == 1 and inner.keys() == wanted.keys() != weights.keys() else weights
 
+# %% ../../nbs/probe/02_target.ipynb #tvorig02
+def _torchvision_origin(name, weights):
+    """The name of torchvision's weights, "torchvision NAME WEIGHTS"; None for a local checkpoint, which may be anything, and for random weights."""
+    from torchvision import models
+
+    entries = models.get_model_weights(name)
+    return f"torchvision {name} {entries[weights].name}" if weights in entries.__members__ else None
+
 # %% ../../nbs/probe/02_target.ipynb #0cc902ec
 def _timm_parts(name, pretrained, classes):
     import timm
@@ -407,7 +415,9 @@ class _Libraries:
     ) -> "Target":
         """A network of torchvision with its preprocessing. Errors: see `load_checkpoint`; KeyError naming the nearest network or weights;
         ValueError for another number of classes than the weights have; OSError for a failed download."""
-        return cls(layers=layers, device=device, **_torchvision_parts(name, weights, classes))
+        target = cls(layers=layers, device=device, **_torchvision_parts(name, weights, classes))
+        target.origin = _torchvision_origin(name, weights)
+        return target
 
     @classmethod
     def from_timm(
@@ -576,7 +586,8 @@ class Target(_Seeing, _Keys, _Libraries):
     """The network under study, with its preprocessing and the layers of interest.
 
     `layers`: tuple of dotted names. `classes`: names of its outputs or None. `device`: where it runs. `layouts`: which axes of each
-    layer are image, unit and position, {layer: Layout}, known once an image was seen. `fingerprint`: a hash of weights, layers,
+    layer are image, unit and position, {layer: Layout}, known once an image was seen. `origin`: the published weights it was made with, e.g.
+    "torchvision resnet50 IMAGENET1K_V2", or None. `fingerprint`: a hash of weights, layers,
     preprocessing and what was said of layouts and calls. Errors: KeyError that names the nearest layer; TypeError for TorchScript.
     """
 
@@ -602,7 +613,7 @@ class Target(_Seeing, _Keys, _Libraries):
         self.device, self.autocast = torch.device(device or best_device()), autocast
         self.model, self.preprocess = network.to(self.device), preprocess
         self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
-        self.layouts, self._memory = {}, torch.channels_last
+        self.layouts, self._memory, self.origin = {}, torch.channels_last, None
 
     def at(
         self,

@@ -22,10 +22,10 @@ from ..probe.recording import Recording
 from ..probe.seen import Seen
 from ..show.evidence import pooling_of
 from ..show.page import static_page
-from .browser import check_descriptions
 from .files import bundled, joined
 from .selection import Selection
 from .tuner import Tuner, chosen_numbers, imports, written
+from .unit_list import check_descriptions
 from ..words import SameMeaning, same_meaning
 
 # %% ../../nbs/widgets/08_compare.ipynb #56f303af

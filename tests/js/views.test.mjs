@@ -12,7 +12,7 @@ assert.ok(
   "run `python -m pytest tests/test_scripts.py`: it bundles the scripts and says where they are",
 );
 
-const SAVES = new Set(["browser", "compare"]); // files; their addresses are taken back a moment after, whatever becomes of the view
+const SAVES = new Set(["browser", "compare", "descriptions_browser"]); // files; their addresses are taken back a moment after, whatever becomes of the view
 
 // Each view on a page has a module of its own, as in a front end.
 let loaded = 0;
@@ -221,7 +221,7 @@ test("the browser asks for one unit at a time, what is on view first", async () 
 });
 
 test("a plain key does not reach the notebook, and one that saves does", async () => {
-  for (const name of ["browser", "crops_tuner", "tuners"]) {
+  for (const name of ["browser", "crops_tuner", "descriptions_browser", "tuners"]) {
     const view = await open(name);
     const reached = [];
     view.el.addEventListener("keydown", (event) => reached.push(event.key));
@@ -260,5 +260,30 @@ test("a message that cannot be shown does not keep back the next", async (t) => 
   await settled();
   assert.equal(complaints.mock.callCount(), 1);
   assert.equal(view.root.querySelector(".nb-reason").textContent, "no candidates");
+  view.end();
+});
+
+test("what is said of a unit shows all of it; an address is a link, and other text is none", async () => {
+  const view = await open("descriptions_browser");
+  const said = () => [...view.root.querySelectorAll(".nb-said")].map(({ textContent }) => textContent);
+  view.model.set("said", [
+    [],
+    [],
+    [
+      ["people", "a facemask", null],
+      ["people", "wool", null],
+    ],
+    [],
+    [],
+    [],
+  ]);
+  assert.deepEqual(said(), ["a facemask", "wool"]);
+  page.press(view.root, "j");
+  assert.deepEqual([view.model.get("unit"), said()], [3, []]);
+  assert.ok(view.root.textContent.includes("Nothing is said of this unit."));
+  assert.deepEqual(
+    [...view.root.querySelectorAll("a")].map((link) => link.getAttribute("href")),
+    ["https://example.org/a"],
+  );
   view.end();
 });

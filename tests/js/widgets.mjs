@@ -8,6 +8,16 @@ const JPEG = new DataView(new ArrayBuffer(2));
 const PIXELS = SIDE * SIDE;
 
 const bar = { layers: ["conv", HOSTILE], layer: "conv", unit: 2, unit_count: 6, still_id: "still" };
+const list = {
+  ...bar,
+  order: [0, 1, 2, 3, 4, 5],
+  table: { [HOSTILE]: [Array(6).fill(HOSTILE), Array(6).fill(0.5)] },
+  method: HOSTILE,
+  sort: "unit",
+  query: "",
+  pinned: [["conv", 1]],
+  pins_csv: "layer,unit",
+};
 const tuner = { ...bar, alone: true, runs: "Run", running: {}, message: HOSTILE, code: HOSTILE };
 
 const evidence = {
@@ -59,20 +69,13 @@ const scores = {
 export const WIDGETS = {
   browser: {
     traits: {
-      ...bar,
+      ...list,
       k: 2,
       pool: "mean",
       pools: { conv: ["mean", "max"], [HOSTILE]: [] },
-      order: [0, 1, 2, 3, 4, 5],
-      table: { [HOSTILE]: [Array(6).fill(HOSTILE), Array(6).fill(0.5)] },
-      method: HOSTILE,
-      sort: "unit",
-      query: "",
       opacity: 0.5,
       threshold: 0.5,
       show_map: true,
-      pinned: [["conv", 1]],
-      pins_csv: "layer,unit",
       colours: COLOURS,
     },
     messages: [
@@ -131,6 +134,19 @@ export const WIDGETS = {
       [{ kind: "exemplars", ...shown, pool: "mean", spatial: true, key: "first" }, [JPEG]],
       [steps, [new DataView(new Uint8Array(PIXELS / 8).fill(0xf0).buffer), new DataView(new ArrayBuffer(PIXELS))]],
     ],
+  },
+  descriptions_browser: {
+    traits: {
+      ...list,
+      said: [[], [], [[HOSTILE, HOSTILE, null]], [], [], []],
+      about: [
+        [HOSTILE, [["source", "https://example.org/a"]]],
+        ["other", [["source", HOSTILE]]],
+      ],
+      weights: HOSTILE,
+      code: HOSTILE,
+    },
+    messages: [[{ kind: "awake" }, []]],
   },
   prompts_tuner: {
     traits: {

@@ -1,0 +1,1 @@
+../../nbs/widgets/descriptions_browser.mjs

@@ -1,0 +1,1 @@
+../../nbs/widgets/units.mjs
