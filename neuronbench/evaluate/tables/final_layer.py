@@ -6,17 +6,15 @@
 __all__ = ['WITH', 'WITHOUT', 'class_names', 'concepts_with_and_without', 'FinalLayer']
 
 # %% ../../../nbs/evaluate/tables/03_final_layer.ipynb #fin02
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import pandas as pd
 
 from ...basics import name_list
 from ...describe.concepts import concept_set
 from ..agreement import Agreement
-from .rows import PAPER_MODELS, Row, described_rows, known_truths, text_measures
-from .table import Bench, Made, PaperModel, PaperTable, Published
-from ...foundation.interfaces import SentenceModel
+from .rows import PAPER_MODELS, AgreementTable, Row, constant_notes, described_rows, known_truths, text_measures
+from .table import Bench, Made, PaperModel, Published
+
 
 # %% ../../../nbs/evaluate/tables/03_final_layer.ipynb #fin05
 WITH, WITHOUT = ", class names among the concepts", ", no class names among the concepts"
@@ -46,7 +44,7 @@ _MEASURES = "CLIP cosine", "sentence cosine", "BERTScore"
 
 
 @dataclass(frozen=True, eq=False)
-class FinalLayer(PaperTable):
+class FinalLayer(AgreementTable):
     """Agreement of descriptions with class names, of the layer that gives the classes; the constant's row says what a word for everything gets.
 
     A class with several names counts by the nearest. Errors: ValueError for a layer that does not give the classes; those of `described_rows` and `text_measures`.
@@ -59,12 +57,6 @@ class FinalLayer(PaperTable):
                  Published("CLIP-Dissect" + WITH, "exact", 0.954, "Oikarinen & Weng, section 4: the 1,000 units of ResNet-50's last layer, ImageNet's validation images as probing set"))
     models = PAPER_MODELS | {"network": PaperModel("ResNet-50 of torchvision, trained on ImageNet"), "probing set": PaperModel("ImageNet's validation images, for Describe-and-Dissect with Broden")}
 
-    methods: Iterable[str] = ("milan", "describe-and-dissect", "clip-dissect")
-    measures: Iterable[str] | None = None  # among TEXT_MEASURES; all if None
-    sentences: SentenceModel | str | None = None  # a model, or its folder or name; the paper's if None
-    bert_score: Callable | str | None = None  # likewise
-    descriptions: pd.DataFrame | None = None  # layer, unit, description, score, method, from elsewhere, such as the authors' own: further rows
-
     def made(self, bench: Bench) -> Made:
         """A row for each method, two for CLIP-Dissect, those of `descriptions`, and the constant's."""
         truths = self._truths(bench)
@@ -72,7 +64,7 @@ class FinalLayer(PaperTable):
         rows = [row for name in name_list(self.methods, "methods") for row in self._rows(name, bench)]
         said = described_rows(bench, rows, self.layer, self.units, self.pool, self.descriptions)
         values = Agreement(truths, ways.measures, several="max")(said.table)
-        return Made(values, said.used | ways.used, said.missing | ways.missing, said.notes)
+        return Made(values, said.used | ways.used, said.missing | ways.missing, (*said.notes, *constant_notes(values)))
 
     def _truths(self, bench):
         if not bench.target.classes:

@@ -100,7 +100,8 @@ def beside_published(
     made = list(dict.fromkeys(zip(values.measure, values.method)))
     rows = [_made_row(pair, means.get(pair), theirs.get(tuple(map(plain, pair)), np.nan)) for pair in made]
     known = {tuple(map(plain, pair)) for pair in made}
-    rows += [_gap(*pair, missing, value) for pair, value in theirs.items() if pair not in known]
+    shown = {measure for measure, _ in known} | set(missing)
+    rows += [_gap(*pair, missing, value) for pair, value in theirs.items() if pair not in known and (pair[0] in shown or pair[1] in missing)]
     said = {name for row in rows for name in (plain(row[0]), plain(row[1]))}
     rows += [_gap("", name, missing) for name in missing if name not in said]
     table, order = pd.DataFrame(rows, columns=SHOWN), list(dict.fromkeys(plain(row[0]) for row in rows))
