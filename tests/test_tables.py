@@ -4,14 +4,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import neuronbench as nb
+from neuronbench import cli
+from neuronbench.embedded.world import WEIGHTS
 from neuronbench.evaluate.tables.final_layer import WITH, WITHOUT, FinalLayer, concepts_with_and_without
 from neuronbench.evaluate.tables.milannotations import AMONG, Milannotations, annotators_among_themselves
 from neuronbench.evaluate.tables.rows import Row, constant_notes, described_rows, judged, known_truths, text_measures, text_models
 from neuronbench.evaluate.tables.scoring import FIRST, LABELS, RANDOM, Scoring, scored_rows
 from neuronbench.evaluate.tables.table import Made, PaperModel, PaperTable, Published, beside_published, plain, stood_in, table_fault, tables
 from neuronbench.evaluate.tables.unseen_classes import ANY, BEST, UnseenClasses, unit_aurocs, unseen_labels
+from neuronbench.foundation.interfaces import StandIn
+from neuronbench.foundation.interfaces import StandIn
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +255,66 @@ def test_what_is_known_of_a_layer(bench):
 
 
 def test_no_model_that_compares_texts_is_told(bench):
-    assert list(text_models(bench)[0]) == ["clip"]
+    assert list(text_models(bench)[0]) == ["CLIP cosine"]
     with pytest.raises(FileNotFoundError):
         text_models(bench, "no/such/folder/at all")
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two classes of eight noisy squares."""
+    draw = np.random.default_rng(0)
+    for name, colour in {"crimson": (200, 20, 60), "navy": (10, 20, 120)}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            noise = draw.integers(-10, 10, (48, 48, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype("uint8")).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_a_table_is_a_command(tmp_path, capsys):
+    out = tmp_path / "new" / "table.csv"
+    assert cli.main(["table", "final-layer", "--network", "world", "--layer", "fc", "--units", "0", "1", "--methods", "clip-dissect", "--measures", "CLIP cosine,exact", "--out", str(out)]) == 0
+    said, saved = capsys.readouterr().out, pd.read_csv(out)
+    assert "CLIP-Dissect, class names among the concepts" in said and "- network: SceneNet" in said and "0.954" in said
+    assert set(saved.measure) == {"CLIP cosine", "exact"} and saved.stood_in.str.contains("ResNet-50").all()
+
+
+def test_a_table_of_a_network_and_images_of_ones_own(photographs, tmp_path, capsys):
+    written = tmp_path / "said.csv"
+    pd.DataFrame({"layer": ["layer1"] * 2, "unit": [0, 5], "description": ["navy", "crimson"], "similarity": [0.5, 0.4]}).to_csv(written, index=False)
+    code = cli.main(["table", "unseen-classes", "--network", "torchvision:resnet18", "--weights", "none", "--layer", "layer1", "--units", "0", "5", "--images", str(photographs),
+                     "--methods", "invert", "--descriptions", str(written), "--clip", str(WEIGHTS / "clip"), "--out", str(tmp_path / "table.csv")])
+    table = pd.read_csv(tmp_path / "table.csv").dropna(subset=["mean"]).set_index("row")
+    assert code == 0 and table.units.to_dict() == {"INVERT": 2, "said": 2, ANY: 2, BEST: 2}
+    assert "2 of 2 classes count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ("final-layr --network world --layer fc", "did you mean 'final-layer'"), ("final-layer --network world --layer fc layer3", "is made for one layer: --layer names 2"),
+    ("final-layer --network world --layer fc --unseen photos", "does not use --unseen"), ("final-layer --network world --layer layer3", "expected the layer that gives the classes"),
+    ("final-layer --network world --layer fc --images photos", "leave out --images"), ("final-layer --network world --layer fc --methods milann", "did you mean 'milan'"),
+    ("milannotations --network world --layer layer3", "needs --annotations FILE"), ("milannotations --network world --layer layer3 --annotations nowhere.csv", "nowhere.csv"),
+    ("final-layer --network timm:resnet18 --layer fc", "give one of --images FOLDER"),
+    ("final-layer --network photos --layer classifier --clip here", "the network photos has its own words and models: leave out --clip"),
+    ("final-layer --network world --layer fc --gallery photos", "--gallery belongs to --network photos"), ("connections --network world --layer layer1 layer2 layer3", "one layer, and the one before it: --layer names 3"), ("final-layer --network world --layer fc --out .", "is a folder")])
+def test_what_a_table_cannot_be_made_of_is_said_in_a_sentence(options, sentence, capsys):
+    assert cli.main(["table", *options.split()]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_classifier_and_a_sentence_model_are_no_clip_that_reads_texts(bench):
+    class Conse:
+        sentences = bench.held["clip"]
+        stands_in = StandIn("ConSE", "names stand in for CLIP")
+
+    made = text_measures(nb.Workbench(bench.target, bench.images, clip=Conse()), ["CLIP cosine", "sentence cosine"])
+    assert list(made.used) == ["sentence cosine"] and "ViT-B-16" in made.missing["CLIP cosine"]
+    assert stood_in({"clip": PaperModel("CLIP")}, {"clip": Conse()}) == ("clip: names stand in for CLIP, CLIP in the paper",)
+
+
+def test_the_help_lists_the_tables(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["table", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in tables) and "--annotations" in said and "milannotations: Descriptions of hidden units" in said

@@ -134,9 +134,8 @@ def text_measures(
 ) -> TextMeasures:
     """What can be had of the measures. Errors: KeyError that names the nearest measure; ValueError if none can be had, with the reasons; those of loading a model that is named."""
     names = [choose(name, TEXT_MEASURES, "measure") for name in (TEXT_MEASURES if names is None else name_list(names, "measures"))]
-    sentences = Sentences(sentences) if isinstance(sentences, str) else sentences
     bert_score = BERTScore(bert_score) if isinstance(bert_score, str) else bert_score
-    given = {"CLIP cosine": bench.held.get("clip"), "sentence cosine": sentences, "BERTScore": bert_score}
+    given = dict(zip(("CLIP cosine", "sentence cosine"), _readers(bench, sentences))) | {"BERTScore": bert_score}
     measures, missing = {}, {}
     for name in names:
         try:
@@ -146,6 +145,13 @@ def text_measures(
     if not measures:
         raise ValueError(f"no measure of the table can be had: {'; '.join(missing.values())}")
     return TextMeasures(measures, {name: given[name] for name in names if given.get(name) is not None}, missing)
+
+
+def _readers(bench, sentences):
+    """(the bench's CLIP, the sentence model), None where there is none: what reads texts. A CLIP that reads them by a sentence model is none."""
+    clip, sentences = bench.held.get("clip"), Sentences(sentences) if isinstance(sentences, str) else sentences
+    inner = getattr(clip, "sentences", None)
+    return (clip if inner is None else None), (inner if sentences is None else sentences)
 
 
 def _function(name, model):
@@ -159,9 +165,9 @@ def text_models(
     bench: Bench,
     sentences: SentenceModel | str | None = None,  # a model, or its folder or name; the paper's if None
 ) -> tuple[dict[str, SentenceModel], dict[str, str]]:
-    """({"clip": the bench's, else the paper's, "sentence cosine": model}, {name: why it is not there}). Errors: ValueError if neither can be had; those of loading a model that is named."""
-    given = {"clip": bench.held.get("clip"), "sentence cosine": Sentences(sentences) if isinstance(sentences, str) else sentences}
-    load, missing = {"clip": NEEDS["clip"].load, "sentence cosine": Sentences}, {}
+    """({"CLIP cosine": the bench's, else the paper's, "sentence cosine": model}, {name: why it is not there}). Errors: ValueError if neither can be had; those of loading a model that is named."""
+    given = dict(zip(("CLIP cosine", "sentence cosine"), _readers(bench, sentences)))
+    load, missing = {"CLIP cosine": NEEDS["clip"].load, "sentence cosine": Sentences}, {}
     for name in [name for name, model in given.items() if model is None]:
         try:
             given[name] = load[name]()

@@ -66,10 +66,9 @@ def stood_in(
     models: dict[str, PaperModel],  # {what it is used as: the paper's}
     used: dict[str, Any],  # {what it was used as: ours}
 ) -> tuple[str, ...]:
-    """A sentence for each model that is not known to be the paper's, and what those say of themselves that stand in for another kind of model, see `StandIn`."""
+    """A sentence for each model that is not known to be the paper's; one that stands in for another kind of model says what it is itself, see `StandIn`."""
     others = [what for what in used if what in models and not _is(models[what], used[what])]
-    sentences = [f"{what}: {_told(used[what])} here, {models[what].words} in the paper" for what in others]
-    return (*sentences, *(said.sentence for said in stand_ins(used.values())))
+    return tuple(f"{what}: {_told(used[what])}, {models[what].words} in the paper" for what in others)
 
 
 def _is(paper, model):
@@ -77,11 +76,13 @@ def _is(paper, model):
 
 
 def _told(model):
-    """A model in a few words, without the folder it lies in."""
+    """What a model is, without the folder it lies in."""
+    if said := stand_ins([model]):
+        return said[0].sentence
     if isinstance(model, Target):
-        return f"{type(model.model).__name__} of {sum(each.numel() for each in model.model.parameters()):,} parameters"
+        return f"{type(model.model).__name__} of {sum(each.numel() for each in model.model.parameters()):,} parameters here"
     said = type(model).__name__ if repr(model).startswith("<") else repr(model)
-    return clean_text(re.sub(r"'/[^']*/([^/']+)'", r"'\1'", said))
+    return clean_text(re.sub(r"'/[^']*/([^/']+)'", r"'\1'", said)) + " here"
 
 # %% ../../../nbs/evaluate/tables/01_table.ipynb #tab15
 SHOWN = ["measure", "row", "mean", "low", "high", "units", "published", "note"]
