@@ -3,9 +3,11 @@ import io
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_describe_and_dissect import COLOURS, Captioner, Chat, recorded
 
 import neuronbench as nb
 from neuronbench.describe.describe_and_dissect.selection import Studio, paint_each
@@ -15,6 +17,8 @@ from neuronbench.foundation import gallery as module
 from neuronbench.foundation.gallery import Gallery, same_picture, small_form
 from neuronbench.foundation.interfaces import TooFewImages, asked_for, kept_apart, stand_ins
 from neuronbench.probe.activations import LayerActivations
+from neuronbench.widgets.prompts_tuner import PromptsTuner
+from neuronbench.widgets.scoring_tuner import painted_message
 
 
 @pytest.fixture(autouse=True)
@@ -197,9 +201,18 @@ def test_another_picture_is_not_the_same(changed):
     assert not same_picture(small_form(changed(image))[None], small_form(image)).any()
 
 
+def test_two_views_of_one_plain_surface_are_two_pictures():
+    rng = np.random.default_rng(0)
+    views = [Image.fromarray((110 + rng.normal(0, 4, (16, 16, 1)) + np.zeros(3)).astype(np.uint8)).resize((128, 128), Image.Resampling.BICUBIC) for _ in range(20)]
+    forms = np.stack([small_form(view) for view in views])
+    assert [same_picture(forms, small_form(saved(view, quality=60))).sum() for view in views] == [1] * 20
+    plain = [small_form(Image.new("RGB", (40, 40), (grey, grey, grey))) for grey in (100, 101, 104)]
+    assert same_picture(np.stack(plain), plain[0]).tolist() == [True, True, False]
+
+
 def test_two_scenes_of_the_world_are_never_the_same():
-    forms = np.stack([small_form(image) for image in Scenes.random(150, 7)])
-    assert [same_picture(forms, form).sum() for form in forms] == [1] * 150
+    forms = np.stack([small_form(image) for image in Scenes.random(60, 7)])
+    assert [same_picture(forms, form).sum() for form in forms] == [1] * 60
 
 
 def test_one_among_very_many_is_found():
@@ -393,16 +406,20 @@ def test_a_gallery_is_asked_for_the_phrase_and_a_painter_is_told_the_prompt():
     assert kept_apart(painter := Speaker(), pictures(5), 10) is painter
 
 
-@pytest.fixture(scope="module")
-def scenes():
-    """Scenes of the world in no set of its own."""
-    return nb.ProbingSet.from_dataset(Scenes.random(120, 3_000_000))
+class Colours:
+    """The mean colour of an image, and the colours that a text names."""
 
+    fingerprint, device = "colours", torch.device("cpu")
 
-@pytest.fixture(scope="module")
-def recording():
-    world = nb.world()
-    return nb.record(world.target, nb.ProbingSet.from_dataset(Scenes.random(60, 4_000_000)), progress=False)
+    def embed_texts(self, texts, *, progress=True):
+        return self.normalised([np.mean([[90, 100, 80], *(COLOURS[word] for word in text.split() if word in COLOURS)], 0) for text in texts])
+
+    def embed_images(self, images, indices=None, *, progress=True):
+        return self.normalised([np.asarray(images[index]).mean((0, 1)) for index in (range(len(images)) if indices is None else indices)])
+
+    def normalised(self, values):
+        values = np.asarray(values, np.float32) - 120
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 class Asked(Gallery):
@@ -422,60 +439,86 @@ class Asked(Gallery):
         return rows
 
 
-def test_describe_and_dissect_asks_for_candidates_and_shows_no_exemplar(recording, scenes):
-    world = nb.world()
-    both = [scenes[position] for position in range(120)] + [recording.images[position] for position in range(60)]
-    gallery = Asked(nb.ProbingSet.from_images(both), world.clip)
-    gallery.asked.clear()
-    gallery.shown.clear()
-    method = nb.DescribeAndDissect(world.captioner, world.chat, gallery, world.clip, images_per_candidate=6)
+@pytest.fixture(scope="module")
+def recording():
+    return recorded(pictures(40))
+
+
+@pytest.fixture
+def gallery():
+    """60 pictures, of which the first 40 are the probing set of `recording`."""
+    Asked.asked.clear()
+    Asked.shown.clear()
+    return Asked(pictures(60), Colours())
+
+
+def dissect(painter, chat=None):
+    return nb.DescribeAndDissect(Captioner(), chat or Chat(), painter, Colours(), image_size=48)
+
+
+def silent(*step):
+    """Watches a run and says nothing."""
+
+
+def test_describe_and_dissect_asks_for_candidates_and_shows_no_exemplar(recording, gallery):
+    method, seen = dissect(gallery), {picture(number).tobytes() for number in range(40)}
     with pytest.warns(UserWarning, match="images of the gallery that were looked at show what the probing set shows"):
-        table = method(recording, recording.images, units={"layer3": [1, 2]}, watch=lambda *step: None)
+        table = method(recording, recording.images, {"conv": [0, 1, 2]}, watch=silent)
     assert set(table.method) == {"Describe-and-Dissect (gallery)"} and set(table.description) <= {*gallery.asked, None}
-    seen = {recording.images[position].tobytes() for position in range(60)}
-    assert gallery.shown and not {image.tobytes() for image in gallery.shown} & seen
-    trace = method.trace(recording, "layer3", 1, watch=lambda *step: None)
+    assert len(gallery.shown) >= 20 and not {image.tobytes() for image in gallery.shown} & seen
+    assert not any(text.startswith("One realistic image") for text in gallery.asked)
+
+
+def test_a_trace_says_what_its_pictures_are(recording, gallery):
+    with pytest.warns(UserWarning, match="passed over"):
+        trace = dissect(gallery).trace(recording, "conv", 0, watch=silent)
     assert trace.painted.prompts == {candidate: candidate for candidate in trace.proposed.candidates}
-    assert not {image.tobytes() for row in trace.painted_images.values() for image in row} & seen
+    assert not {image.tobytes() for row in trace.painted_images.values() for image in row} & {picture(number).tobytes() for number in range(40)}
+    said = "photographs of a gallery stand in for painted images"
+    assert trace.stood_in == painted_message(trace)[0]["stood_in"] == trace.plot().get_suptitle().splitlines()[-1] == said
 
 
-def test_cosy_asks_for_descriptions_and_says_what_stood_in(recording, scenes):
-    import pandas as pd
-
-    gallery = Asked(scenes, nb.world().clip)
-    gallery.asked.clear()
-    table = pd.DataFrame({"layer": "layer3", "unit": [1, 2], "description": ["red", "a boat"], "score": 0.0, "method": "mine"})
-    values = nb.Synthesis(gallery, count=8)(table, recording)
-    assert set(gallery.asked) == {"red", "a boat"} and set(values.measure) == {"CoSy AUC (gallery)", "CoSy MAD (gallery)"} and values.value.notna().all()
-    with pytest.raises(TooFewImages, match="has 120 images, and 121 are asked"):
-        nb.Synthesis(gallery, count=121)(table, recording)
+def test_where_a_painter_paints_nothing_stood_in(recording):
+    trace = dissect(Speaker()).trace(recording, "conv", 0, watch=silent)
+    assert trace.stood_in == painted_message(trace)[0]["stood_in"] == "" and "\n" not in trace.plot().get_suptitle()
 
 
-def test_the_bench_refuses_a_gallery_that_cannot_do_before_a_model_is_loaded(scenes):
-    world, method = nb.world(), nb.DescribeAndDissect
-    for images, settings, said in ((pictures(9), {}, "has 9 images, and 10 are asked"), (scenes, {}, "the 120 images of the gallery are the probing set itself"),
-                                   (pictures(12), {"images_per_candidate": 20}, "has 12 images, and 20 are asked")):
-        given = {"painter": Gallery(images, world.clip)} | settings
+def test_the_prompts_tuner_says_that_the_painters_prompt_is_not_used(recording, gallery):
+    notes = [PromptsTuner(dissect(painter, chat=nb.Consensus()), recording, "conv", 0).notes for painter in (gallery, Speaker())]
+    assert notes == [{"paint": "Not used: nothing is painted, and a gallery looks for the candidate itself."}, {}]
+
+
+def test_cosy_asks_for_descriptions_and_says_what_stood_in(recording, gallery):
+    table = pd.DataFrame({"layer": "conv", "unit": [0, 1], "description": ["red", "green things"], "score": 0.0, "method": "mine"})
+    with pytest.warns(UserWarning, match="passed over"):
+        values = nb.Synthesis(gallery, count=8)(table, recording)
+    assert set(gallery.asked) == {"red", "green things"} and set(values.measure) == {"CoSy AUC (gallery)", "CoSy MAD (gallery)"} and values.value.notna().all()
+    with pytest.raises(TooFewImages, match="has 60 images, and 61 are asked"):
+        nb.Synthesis(gallery, count=61)(table, recording)
+
+
+def test_the_bench_refuses_a_gallery_that_cannot_do_before_a_model_is_loaded(recording):
+    method, target, images = nb.DescribeAndDissect, recording.target, recording.images
+    for few, settings, said in ((pictures(9), {}, "has 9 images, and 10 are asked"), (pictures(40), {}, "the 40 images of the gallery are the probing set itself"),
+                                (pictures(12), {"images_per_candidate": 20}, "has 12 images, and 20 are asked")):
+        given = {"painter": Gallery(few, Colours())} | settings
         with pytest.raises(TooFewImages, match=said):
-            check_needs(method, given, world.target, scenes)
-        check_needs(method, given | {"select": False}, world.target, scenes)
+            check_needs(method, given, target, images)
+        check_needs(method, given | {"select": False}, target, images)
     with pytest.raises(TooFewImages, match="has 9 images"):
-        nb.Workbench(world.target, scenes, painter=Gallery(pictures(9), world.clip)).method("describe-and-dissect")
+        nb.Workbench(target, images, painter=Gallery(pictures(9), Colours())).method("describe-and-dissect")
 
 
 def test_a_gallery_that_turns_out_too_small_stops_the_run(recording):
-    world, images = nb.world(), [recording.images[position] for position in range(55)] + [picture(number, (128, 128)) for number in range(3)]
-    method = nb.DescribeAndDissect(world.captioner, world.chat, Gallery(nb.ProbingSet.from_images(images), world.clip), world.clip)
-    with pytest.raises(TooFewImages, match=r"3 of the 58 images of the gallery are left for .* \(55 are in the probing set\), and 10 are asked"):
-        method(recording, recording.images, units={"layer3": [1]}, watch=lambda *step: None)
+    with pytest.raises(TooFewImages, match=r"3 of the 43 images of the gallery are left for .* \(40 are in the probing set\), and 10 are asked"):
+        dissect(Gallery(pictures(43), Colours()))(recording, recording.images, {"conv": [0]}, watch=silent)
 
 
-def test_what_was_seen_is_kept_under_the_images_that_are_kept_apart(scenes):
-    world = nb.world()
-    activations, gallery = LayerActivations(world.target, "layer3"), Gallery(scenes, world.clip)
-    one, other = (nb.ProbingSet.from_images([scenes[position] for position in range(start, start + 60)]) for start in (0, 60))
+@pytest.mark.filterwarnings("ignore:.*passed over")
+def test_what_was_seen_is_kept_under_the_images_that_are_kept_apart(recording, gallery):
+    activations = LayerActivations(recording.target, "conv")
+    one, other = (nb.ProbingSet.from_images([picture(number) for number in range(start, start + 30)]) for start in (0, 30))
     studios = [Studio(gallery, None, activations, images, count=5) for images in (one, other, one)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        seen = [studio.record(["night"])["night"][0] for studio in studios]
-    assert np.array_equal(seen[0], seen[2]) and not np.array_equal(seen[0], seen[1])
+    seen = [studio.record(["red"])["red"][0] for studio in studios]
+    assert np.array_equal(seen[0], seen[2], equal_nan=True) and not np.array_equal(seen[0], seen[1], equal_nan=True)
+    assert gallery.asked == ["red", "red"]  # the third time it was known

@@ -131,8 +131,17 @@ class PromptsView extends TunerView {
       { class: "nb-setting nb-editor" },
       make("span", { class: "nb-setting-name", text: label }),
       area,
+      this.note(trait),
       this.problem(trait),
     );
+  }
+
+  note(trait) {
+    const text = make("span", { class: "nb-muted nb-small" });
+    this.controls.push(() => {
+      text.textContent = this.get("notes")[trait] ?? "";
+    });
+    return text;
   }
 
   problem(trait) {

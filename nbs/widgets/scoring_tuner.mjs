@@ -72,6 +72,7 @@ class ScoringView extends TunerView {
       class: "nb-muted nb-small",
       text: "Exemplars and crops that were captioned, largest activation first",
     });
+    this.stoodIn = make("div", { class: "nb-muted nb-small nb-stood-in" });
     this.rows = make("div", { class: "nb-candidates", role: "list", "aria-label": "Candidates, best first" });
     return [
       this.headline,
@@ -79,6 +80,7 @@ class ScoringView extends TunerView {
       make("div", { class: "nb-scrolled" }, this.table),
       this.exemplarsTitle,
       this.exemplars,
+      this.stoodIn,
       this.rows,
     ];
   }
@@ -105,6 +107,7 @@ class ScoringView extends TunerView {
     this.candidates = null;
     for (const part of [this.table, this.exemplars, this.rows]) part.replaceChildren();
     this.exemplarsTitle.hidden = true;
+    this.stoodIn.textContent = "";
     this.reason.textContent = sentence;
   }
 
@@ -115,6 +118,7 @@ class ScoringView extends TunerView {
     this.exemplars.replaceChildren(
       ...shown.map((bitmap, i) => thumbnail(bitmap, { role: "listitem", "aria-label": `Exemplar or crop ${i + 1}` })),
     );
+    this.stoodIn.textContent = content.stood_in;
     const painted = dealt(pictures.slice(content.exemplars), content.counts);
     this.candidates = content.candidates.map((text, i) => new Candidate(text, content.counts[i], painted[i]));
   }
@@ -163,7 +167,7 @@ class Candidate {
     this.pictures = new Map(places.map((place, i) => [place, pictures[i]]));
     this.place = make("span", { class: "nb-place" });
     this.score = make("span", { class: "nb-score" });
-    this.strip = make("div", { class: "nb-strip", role: "list", "aria-label": `Painted images of ${text}` });
+    this.strip = make("div", { class: "nb-strip", role: "list", "aria-label": `Images of ${text}` });
     const head = make(
       "div",
       { class: "nb-candidate-head" },
@@ -181,7 +185,7 @@ class Candidate {
     this.root.classList.toggle("nb-winner", candidate === winner);
     this.strip.replaceChildren(...images[candidate].map((image) => this.painted(image)));
     if (!images[candidate].length)
-      this.strip.replaceChildren(make("span", { class: "nb-muted", text: "no painted image: the painter gave none" }));
+      this.strip.replaceChildren(make("span", { class: "nb-muted", text: "no image: the painter gave none" }));
   }
 
   painted(image) {

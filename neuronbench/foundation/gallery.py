@@ -22,7 +22,7 @@ from ..basics import cache_folder, content_key, keep_file, mapped_file
 from .interfaces import Images, ImageTextModel, StandIn, TooFewImages, check_model, lacking
 
 # %% ../../nbs/foundation/12_gallery.ipynb #gal06
-_SIDE, _SAME = 16, 6.0  # pixels of a small form; the mean difference of a value, of 255, up to which two forms are of the same picture
+_SIDE, _LEVELS, _SHARE = 16, 6.0, 0.35  # pixels of a small form; the difference of a value up to which two forms are of the same picture, of 255 and of the contrast
 _FORM = 2, 3 * _SIDE**2  # the whole picture, and its middle square
 
 
@@ -35,12 +35,20 @@ def small_form(
     return np.stack([np.asarray(part).ravel() for part in parts])
 
 
+def _limits(forms):
+    """(image, 2): by how much a value of another form may differ, in the mean, and be of the same picture."""
+    pixels = forms.reshape(-1, 2, _SIDE**2, 3).astype(np.float32)
+    contrast = np.abs(pixels - pixels.mean(2, keepdims=True)).mean((2, 3))
+    return np.minimum(_LEVELS, _SHARE * np.maximum(contrast, 3))  # of a plain picture rounding and compression leave about a level
+
+
 def same_picture(
     forms: np.ndarray,  # (image, 2, 768) uint8, from `small_form`
     form: np.ndarray,  # (2, 768) uint8
 ) -> np.ndarray:
     """(image,) bool: which of them show the same picture, perhaps at another size, in another file format, or its middle square."""
-    return (np.abs(forms - form.astype(np.int16)).mean(2) <= _SAME).any(1)
+    difference = np.abs(forms - form.astype(np.int16)).mean(2)
+    return (difference <= np.minimum(_limits(forms), _limits(form[None]))).any(1)
 
 # %% ../../nbs/foundation/12_gallery.ipynb #gal09
 class _Forms:
@@ -51,7 +59,7 @@ class _Forms:
 
     def has(self, form):
         """Whether one of them shows the same picture as `form` (2, 768)."""
-        near = (np.abs(self.blocks - _blocks(form[None])).mean(2) <= _SAME + 0.01).any(1)  # and what rounding may add
+        near = (np.abs(self.blocks - _blocks(form[None])).mean(2) <= _limits(form[None]) + 0.01).any(1)  # and what rounding may add
         return bool(same_picture(self.forms[near], form).any())
 
 
@@ -255,7 +263,7 @@ class _Content:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the content of the images, of the space, and of the images that are never shown."""
-        return content_key("gallery", _SIDE, _SAME, _LARGEST, self._fixed.fingerprint, self.space.fingerprint, sorted(self._fixed_apart))
+        return content_key("gallery", _SIDE, _LEVELS, _SHARE, _LARGEST, self._fixed.fingerprint, self.space.fingerprint, sorted(self._fixed_apart))
 
     def _forms(self, progress):
         """What may not be shown: a `_Forms` for each set."""

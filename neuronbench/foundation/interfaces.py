@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'Images', 'SentenceModel', 'ImageTextModel', 'Classifier', 'CaptionModel', 'LanguageModel',
            'TextToImageModel', 'SegmentationModel', 'PictureFinder', 'TooFewImages', 'RegionEncoder',
-           'RegionCaptionModel', 'members', 'lacking', 'check_model', 'asked_for', 'kept_apart', 'StandIn', 'stand_ins',
-           'with_stand_ins']
+           'RegionCaptionModel', 'members', 'lacking', 'check_model', 'finds_pictures', 'asked_for', 'kept_apart',
+           'StandIn', 'stand_ins', 'with_stand_ins']
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc02
 import inspect
@@ -183,13 +183,20 @@ def check_model(
         raise TypeError(f"{name} is {model!r:.80}, {what}: expected a model such as nb.{EXAMPLES[interface]}")
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifcak1
+def finds_pictures(
+    painter: TextToImageModel,
+) -> bool:
+    """Whether what serves as a painter looks for pictures that are there already, see `PictureFinder`."""
+    return not lacking(painter, PictureFinder)
+
+
 def asked_for(
     painter: TextToImageModel,
     phrase: str,  # what is to be in the picture
     prompt: str,  # the phrase in the words of the method
 ) -> str:
     """What a painter is asked for a phrase: the prompt; the phrase itself where pictures are found and not painted."""
-    return prompt if lacking(painter, PictureFinder) else phrase
+    return phrase if finds_pictures(painter) else prompt
 
 
 def kept_apart(
@@ -198,7 +205,7 @@ def kept_apart(
     count: int,  # images of each phrase
 ) -> TextToImageModel:
     """The painter as it may be asked about units that were recorded on `images`: what finds pictures finds none of these. Errors: TooFewImages."""
-    if lacking(painter, PictureFinder):
+    if not finds_pictures(painter):
         return painter
     apart = painter.without(images)
     apart.check_count(count)

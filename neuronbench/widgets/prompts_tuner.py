@@ -20,6 +20,7 @@ from ..describe.comparison import answer_change, changes_summary, truth_of
 from ..describe.describe_and_dissect.method import DescribeAndDissect
 from ..describe.describe_and_dissect.prompts import PLACEHOLDERS, Prompts, examples_text, typed_prompts
 from ..foundation.chat import Usage
+from ..foundation.interfaces import finds_pictures
 from ..probe.recording import Recording
 from .files import bundled, joined
 from .selection import Selection
@@ -73,6 +74,7 @@ class PromptsState(MethodTuner):
     versions = traitlets.List(help="The names of the saved prompts; made by Python.").tag(sync=True)
     version = traitlets.Unicode(GIVEN, help="The name of the saved prompts that the edited ones are compared with; made by Python.").tag(sync=True)
     compared = traitlets.Unicode(help="The name of the saved prompts in the table; made by Python.").tag(sync=True)
+    notes = traitlets.Dict(help="What should be known of a field, by its name; made by Python.").tag(sync=True)
     problems = traitlets.Dict(help="What is wrong with a field, by its name; made by Python.").tag(sync=True)
     estimate = traitlets.Unicode(help="Requests, tokens and cost of a run, before it; made by Python.").tag(sync=True)
     countable = traitlets.Bool(help="Whether captions must be made before tokens can be counted; made by Python.").tag(sync=True)
@@ -81,6 +83,7 @@ class PromptsState(MethodTuner):
 
 # %% ../../nbs/widgets/06_prompts_tuner.ipynb #457a43d6
 FIELDS = ("prompts", "temperature", "candidates", "chat")
+_LOOKED_FOR = "Not used: nothing is painted, and a gallery looks for the candidate itself."
 
 
 class PromptsEditor(PromptsState):
@@ -89,7 +92,8 @@ class PromptsEditor(PromptsState):
     def __init__(self, method: DescribeAndDissect, recording: Recording, layer: str | None, unit: int, chats: dict | None, selection: Selection | None):
         self.saved = method
         self.models = {**({} if method.chat in (chats or {}).values() else {method.chat.name: method.chat}), **(chats or {})}
-        super().__init__(method, recording, layer, unit, selection, chats=list(self.models), **self._fields(method))
+        notes = {"paint": _LOOKED_FOR} if finds_pictures(method.painter) else {}
+        super().__init__(method, recording, layer, unit, selection, chats=list(self.models), notes=notes, **self._fields(method))
         self.model_names = {id(chat): f"chats[{name!r}]" for name, chat in (chats or {}).items()}
         self.observe(self._edit, [*TEXTS, "examples", "temperature", "candidates", "chat"])
 

@@ -49,10 +49,11 @@ def _thumbnail(image):
 def painted_message(
     trace: DescribeAndDissectTrace,  # with painted images
 ) -> tuple[dict, list[bytes]]:
-    """(content, buffers): the candidates, which of their images there are, and all pictures as JPEG files, the exemplars' first."""
+    """(content, buffers): the candidates, which of their images there are, what stood in for painted ones, and all pictures as JPEG files, the exemplars' first."""
     images = [trace.painted_images.get(candidate, []) for candidate in trace.proposed.candidates]
     shown = trace.augmented.images
-    content = {"kind": "painted", "candidates": list(trace.proposed.candidates), "counts": [list(range(len(own))) for own in images], "exemplars": len(shown)}
+    counts = [list(range(len(own))) for own in images]
+    content = {"kind": "painted", "candidates": list(trace.proposed.candidates), "counts": counts, "exemplars": len(shown), "stood_in": trace.stood_in}
     return content, [_thumbnail(image) for own in (shown, *images) for image in own]
 
 

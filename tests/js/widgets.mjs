@@ -164,6 +164,7 @@ export const WIDGETS = {
       versions: ["as given", HOSTILE],
       version: "as given",
       compared: HOSTILE,
+      notes: { paint: HOSTILE },
       problems: { paint: HOSTILE },
       estimate: HOSTILE,
       countable: true,
@@ -198,7 +199,7 @@ export const WIDGETS = {
   scoring_tuner: {
     traits: { ...tuner, scoring: "mean", scorings: ["mean", HOSTILE], beta: 5, t: 10, images_per_candidate: 10 },
     messages: [
-      [{ kind: "painted", exemplars: 1, candidates: ["cat", HOSTILE], counts: [[], [0]] }, [JPEG, JPEG]],
+      [{ kind: "painted", exemplars: 1, candidates: ["cat", HOSTILE], counts: [[], [0]], stood_in: HOSTILE }, [JPEG, JPEG]],
       [scores, []],
     ],
   },

@@ -22,6 +22,7 @@ from .candidates import Candidates
 from .scoring import SCORINGS, painted_ranks, scoring_name
 from .selection import Painted, Studio, distinct_labels, ranked
 from ..method import Trace
+from ...foundation.interfaces import stand_ins
 from ...pictures import new_figure, picture_axes, show_picture, wrapped
 from ...probe.recording import Recording
 
@@ -87,6 +88,11 @@ class DescribeAndDissectTrace(Trace):
     def answered_by(self) -> str:
         """Who simplified and summarised: the names of the models, "consensus" for `Consensus`; empty if captions are the candidates."""
         return ", ".join(sorted({exchange.model for exchange in self.proposed.exchanges if exchange.model}))
+
+    @property
+    def stood_in(self) -> str:
+        """What stood in for painted images, a sentence; empty where they were painted."""
+        return "; ".join(said.sentence for said in stand_ins([self.studio and self.studio.painter]))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -154,7 +160,7 @@ def plot_trace(trace: DescribeAndDissectTrace) -> Figure:
         show_picture(axis, image, f"{'crop, ' if shown.box else ''}{shown.activation:.2f}\n{wrapped(caption, 18)}")
     for axes, candidate in zip(grid[1:], rows):
         _plot_candidate(axes, trace, candidate)
-    figure.suptitle(repr(trace), fontsize=8, parse_math=False)
+    figure.suptitle("\n".join(filter(None, [repr(trace), trace.stood_in])), fontsize=8, parse_math=False)
     return figure
 
 
