@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_meaning', 'words_of', 'stem', 'phrase_key', 'Term', 'terms_of', 'truth_key', 'resolved', 'SameMeaning',
-           'readable_classes']
+           'class_words', 'readable_classes']
 
 # %% ../nbs/06_words.ipynb #words03
 import functools
@@ -227,29 +227,37 @@ same_meaning = SameMeaning()
 
 # %% ../nbs/06_words.ipynb #words31
 _WNID = re.compile(r"n\d{8}")
-_NUMBERED = re.compile(r"(?:label|class|category|output|index|id|n)[\W_]*\d+", re.IGNORECASE)
+_SHARED = {"n02012849": "crane bird", "n03710721": "maillot tank suit"}  # {WordNet id: its name}, where ImageNet has another of the thousand classes before
 
 
 @functools.cache
 def _imagenet_names():
-    """{WordNet id: the names that ImageNet has for it}, of all its 21,844 classes."""
+    """{WordNet id: its name} of all classes that ImageNet has, 21,844."""
     from timm.data import ImageNetInfo
 
-    return ImageNetInfo("imagenet-21k-goog").label_descriptions(as_dict=True)
+    names = ImageNetInfo("imagenet-21k-goog").label_descriptions(as_dict=True) | ImageNetInfo("imagenet-1k").label_descriptions(as_dict=True)
+    return {id: name.partition(",")[0] for id, name in names.items()} | _SHARED
+
+
+def class_words(
+    names: Iterable[str],  # of classes, as they come from a data set or a network
+) -> list[str]:
+    """Class names as they are written in a text: underscores are spaces, and a WordNet id of a class that ImageNet has is its first name there. A name without words stays."""
+    names = [" ".join(clean_text(name).replace("_", " ").split()) for name in names]
+    known = _imagenet_names() if any(map(_WNID.fullmatch, names)) else {}
+    return [known.get(name, name) for name in names]
+
+# %% ../nbs/06_words.ipynb #words34
+_NUMBERED = re.compile(r"(?:label|class|category|output|index|id|n)\W*\d+", re.IGNORECASE)
 
 
 def readable_classes(
-    names: Iterable[str],  # of classes, as they come from a data set or a network
+    names: Iterable[str],  # of classes
 ) -> list[str]:
-    """Class names as words: underscores are spaces, and a WordNet id (n02085936) of one of ImageNet's classes is the first of its names ("Maltese dog").
-
-    Errors: ValueError for names without a word: numbers, "LABEL_0", "class 3", other ids.
-    """
-    names = [" ".join(clean_text(name).replace("_", " ").split()) for name in names]
-    known = _imagenet_names() if any(map(_WNID.fullmatch, names)) else {}
-    readable = [known.get(name, name).partition(", ")[0] if _WNID.fullmatch(name) else name for name in names]
-    wordless = [name for name in readable if _NUMBERED.fullmatch(name) or not any(map(str.isalpha, name))]
+    """`class_words`, of classes whose names are to be read. Errors: ValueError for names without words: numbers, "LABEL_0", "class 3", ids that are not ImageNet's."""
+    words = class_words(names)
+    wordless = [name for name in words if _NUMBERED.fullmatch(name) or not any(map(str.isalpha, name))]
     if wordless:
-        raise ValueError(f"{len(wordless)} of {len(names)} class names have no meaning in words, such as {wordless[0]!r}: expected names such as 'tabby cat', "
+        raise ValueError(f"{len(wordless)} of {len(words)} class names have no meaning in words, such as {wordless[0]!r}: expected names such as 'tabby cat', "
                          "or WordNet ids of ImageNet's classes such as 'n02123045'")
-    return readable
+    return words

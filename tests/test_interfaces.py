@@ -13,18 +13,20 @@ from neuronbench.foundation import interfaces
 from neuronbench.foundation.captioner import Captioner, ChatCaptioner, ConceptCaptioner
 from neuronbench.foundation.chat import Chat
 from neuronbench.foundation.clip import CLIP
+from neuronbench.foundation.conse import ConSE
 from neuronbench.foundation.consensus import Consensus
 from neuronbench.foundation.gallery import Gallery
-from neuronbench.foundation.interfaces import (EXAMPLES, CaptionModel, ImageTextModel, LanguageModel, PictureFinder, RegionCaptionModel, RegionEncoder, SegmentationModel,
-                                               SentenceModel, TextToImageModel, check_model, lacking, members)
+from neuronbench.foundation.interfaces import (EXAMPLES, CaptionModel, Classifier, ImageTextModel, LanguageModel, PictureFinder, RegionCaptionModel, RegionEncoder,
+                                               SegmentationModel, SentenceModel, TextToImageModel, check_model, lacking, members)
 from neuronbench.foundation.local_chat import LocalChat
 from neuronbench.foundation.painter import Painter
 from neuronbench.foundation.region_captioner import PublishedFeatures, RegionCaptioner, StageFeatures
 from neuronbench.foundation.segmenter import CLIPSegmenter, Segmenter
 from neuronbench.foundation.sentences import Sentences
+from neuronbench.probe.target import Target
 
 OURS = [
-    (CLIP, ImageTextModel), (CLIP, SentenceModel), (Sentences, SentenceModel),
+    (CLIP, ImageTextModel), (CLIP, SentenceModel), (Sentences, SentenceModel), (ConSE, ImageTextModel), (Target, Classifier),
     (Captioner, CaptionModel), (ConceptCaptioner, CaptionModel), (ChatCaptioner, CaptionModel),
     (Chat, LanguageModel), (LocalChat, LanguageModel), (Consensus, LanguageModel), (VocabularyTable, LanguageModel),
     (Painter, TextToImageModel), (ScenePainter, TextToImageModel), (Gallery, TextToImageModel), (Gallery, PictureFinder), (Segmenter, SegmentationModel), (CLIPSegmenter, SegmentationModel),
@@ -61,7 +63,7 @@ def test_ours_take_what_the_protocol_promises(kind, interface):
 
 def test_the_worlds_models_have_what_is_asked_for():
     world = nb.world()
-    for name, interface in (("clip", ImageTextModel), ("captioner", CaptionModel), ("chat", LanguageModel), ("painter", TextToImageModel),
+    for name, interface in (("clip", ImageTextModel), ("target", Classifier), ("captioner", CaptionModel), ("chat", LanguageModel), ("painter", TextToImageModel),
                             ("segmenter", SegmentationModel), ("region_encoder", RegionEncoder), ("region_captioner", RegionCaptionModel)):
         check_model(name, getattr(world, name), interface)
 

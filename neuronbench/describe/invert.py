@@ -23,6 +23,7 @@ from .method import NEEDS, Method, Trace, needs
 from ..probe.images import ProbingSet
 from ..probe.recording import Recording, check_images
 from ..probe.target import Target
+from ..words import class_words
 
 # %% ../../nbs/describe/12_invert.ipynb #e8fdd15c
 def auc_from_ranks(
@@ -168,6 +169,8 @@ def _class_table(images):
         raise ValueError(f"invert needs labels: give {NEEDS['labels'].given}")
     numbers = np.asarray(images.labels)
     names = images.classes or [str(number) for number in range(numbers.max() + 1)]
+    words = class_words(names)
+    names = words if len(set(words)) == len(names) else names
     return pd.DataFrame(numbers[:, None] == np.arange(len(names)), columns=names)
 
 # %% ../../nbs/describe/12_invert.ipynb #d84924c9

@@ -39,6 +39,7 @@ from ..probe.passes import first_readable
 from ..probe.recording import Recording
 from ..probe.seen import Seen
 from ..probe.target import Target
+from ..words import readable_classes
 
 # %% ../../nbs/describe/09_patch_vocabulary.ipynb #96ba21f8
 def patch_box(
@@ -329,7 +330,7 @@ class PatchVocabulary(Method):
     """Patches and a language model's vocabulary (Zhao et al., AAAI 2024); called as every `Method`.
 
     A unit without vocabulary, or that tells no images apart, has no description; `vocabularies` tells which class has none, and why. Errors: ValueError for a
-    target without class names or class scores and for settings out of range; those of the chat model that stop all requests, and those of every method.
+    target without class names or class scores, for a class to be asked for whose name has no words, and for settings out of range; those of the chat model that stop all requests, and those of every method.
     """
 
     name, label, part = "patch-vocabulary", "PatchVocabulary", 256
@@ -380,5 +381,6 @@ class PatchVocabulary(Method):
         return asked_vocabularies(classes, self.vocabulary, self.chat, self._request)
 
     def _request(self, name):
-        question = self.prompt.replace("{class}", " ".join(name.split()))
+        [word] = readable_classes([name])
+        question = self.prompt.replace("{class}", word)
         return Request(({"role": "user", "content": question},), self.temperature, self.max_tokens, self.seed, "phrases")

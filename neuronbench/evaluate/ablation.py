@@ -31,7 +31,7 @@ from ..probe.layout import example_image
 from ..probe.passes import batches, decoded, first_readable, readable
 from ..probe.recording import Recording
 from ..probe.target import Target
-from ..words import words_of
+from ..words import class_words, words_of
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #e806fb40
 def _without(output, units, axis):
@@ -175,27 +175,35 @@ def ablated(
 
 # %% ../../nbs/evaluate/01_ablation.ipynb #c288ecf7
 def _outputs_by_label(target, images):
-    """(N,) number of the right output for each image. Errors: ValueError without labels; KeyError for a class that is no output."""
+    """(N,) number of the right output for each image. Errors: ValueError without labels; those of `_outputs`."""
     if images.labels is None:
         raise ValueError("accuracy by class needs labels: images in one folder per class, or ProbingSet.from_images(images, labels=[...])")
     labels = np.asarray(images.labels)
     if not images.classes or not target.classes or list(images.classes) == target.classes:
         return labels
-    return np.array(_outputs(images.classes, target.classes))[labels]
+    return np.array(_outputs(list(images.classes), target.classes))[labels]
 
 
 def _outputs(names, classes):
-    """For each class its number among the outputs: of the same name, else of the same words, such as "tabby cat" for the folder tabby_cat."""
-    numbers = {}
-    for form in (str, _spoken):
-        for place, name in enumerate(classes):
-            numbers.setdefault(form(name), place)
-    forms = [name if name in numbers else _spoken(name) for name in names]
-    return [numbers[form if form in numbers else choose(name, classes, "output of the network for the class")] for form, name in zip(forms, names)]
+    """For each class its number among the outputs: of the same name, else written the same in words, else of the same words, such as "tabby cat" for the folder tabby_cat.
+
+    Errors: KeyError for a class that is no output, ValueError for one of which there are several.
+    """
+    written = [(form(names), form(classes)) for form in (list, class_words, _spoken)]
+    return [_output(name, [[place for place, other in enumerate(theirs) if other == given[number]] for given, theirs in written], classes)
+            for number, name in enumerate(names)]
 
 
-def _spoken(name):
-    return " ".join(words_of(name))
+def _output(name, places, classes):
+    """The one place in the first list of `places` that has any."""
+    found = next(filter(None, places), None) or [classes.index(choose(name, classes, "output of the network for the class"))]
+    if len(found) > 1:
+        raise ValueError(f"the network has {len(found)} outputs for the class {name!r}: expected one; give each output a name of its own")
+    return found[0]
+
+
+def _spoken(names):
+    return [" ".join(words_of(name)) for name in class_words(names)]
 
 
 def _class_names(target, images, count):

@@ -20,6 +20,7 @@ from ..basics import check_columns, choose, name_list
 from .measure import BASELINE, CONSTANT, ROW, Measure, first_descriptions
 from ..foundation.interfaces import SentenceModel
 from ..probe.recording import Recording
+from ..words import readable_classes
 
 # %% ../../nbs/evaluate/03_agreement.ipynb #agr06
 def text_cosine(
@@ -107,8 +108,11 @@ def class_truths(
     classes: list[str],  # names in order of the units, such as "tench, Tinca tinca"
     layer: str,  # whose units the classes are
 ) -> pd.DataFrame:
-    """Columns layer, unit, truth: a row for each synonym; take the largest agreement of a unit. Errors: TypeError for classes that are no list of texts."""
-    rows = [(layer, unit, synonym.strip()) for unit, name in enumerate(name_list(classes, "classes")) for synonym in name.split(",") if synonym.strip()]
+    """Columns layer, unit, truth: a row for each synonym; take the largest agreement of a unit. Errors: TypeError for classes that are no list of texts; ValueError for names without words.
+
+    Names are written as words first, see `class_words`.
+    """
+    rows = [(layer, unit, synonym.strip()) for unit, name in enumerate(readable_classes(name_list(classes, "classes"))) for synonym in name.split(",") if synonym.strip()]
     return pd.DataFrame(rows, columns=["layer", "unit", "truth"])
 
 

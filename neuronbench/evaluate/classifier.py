@@ -16,6 +16,7 @@ from .agreement import text_cosine
 from .measure import Measure
 from ..foundation.interfaces import SentenceModel, lacking
 from ..probe.recording import Recording
+from ..words import readable_classes
 
 # %% ../../nbs/evaluate/07_classifier.ipynb #cla06
 def check_models(
@@ -33,13 +34,14 @@ def nearest_units(
 ) -> pd.DataFrame:
     """Columns method, class, layer, unit, description, similarity: the nearest units to each class, several where they are equally near.
 
-    Errors: those of `check_columns`; TypeError for classes that are no list of names; those of `check_models`.
+    Errors: those of `check_columns`; TypeError for classes that are no list of names; those of `check_models` and `readable_classes`.
     """
     check_columns(descriptions, ("layer", "unit", "description", "method"), "descriptions")
     check_models(models)
     texts = list(dict.fromkeys(descriptions.description))
-    pairs = [(text, name) for name in name_list(classes, "classes") for text in texts]
-    cosines = np.mean([text_cosine(model)(*zip(*pairs)) for model in models], axis=0) if pairs else []
+    names = name_list(classes, "classes")
+    words, pairs = dict(zip(names, readable_classes(names))), [(text, name) for name in names for text in texts]
+    cosines = np.mean([text_cosine(model)([text for text, _ in pairs], [words[name] for _, name in pairs]) for model in models], axis=0) if pairs else []
     near = pd.DataFrame(pairs, columns=["description", "class"]).assign(similarity=np.round(cosines, 6))
     joined = near.merge(descriptions)
     best = joined[joined.similarity == joined.groupby(["method", "class"]).similarity.transform("max")]

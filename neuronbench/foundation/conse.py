@@ -55,11 +55,17 @@ def mixed_vectors(
 
 # %% ../../nbs/foundation/11_conse.ipynb #conse13
 def _prepared(preprocess, given):
-    """(C, H, W) of a PIL image or an array of channels. Errors: ValueError for a preprocess that gives something else."""
-    tensor = preprocess(given.convert("RGB") if isinstance(given, Image.Image) else given)
+    """(C, H, W) of a PIL image or an array of channels. Errors: ValueError for a preprocess that gives something else, or does not take an array."""
+    try:
+        tensor = preprocess(given.convert("RGB") if isinstance(given, Image.Image) else given)
+    except Exception as error:
+        if not isinstance(given, np.ndarray):
+            raise
+        raise ValueError(f"the classifier's preprocess does not take an array of shape {given.shape}, and says {type(error).__name__}: {error}; "
+                         "expected a classifier of such arrays, or images of three colours") from error
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
         shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise ValueError(f"preprocess gives {shape}: expected a tensor (C, H, W)")
+        raise ValueError(f"the classifier's preprocess gives {shape}: expected a tensor (C, H, W)")
     return tensor
 
 
@@ -85,15 +91,44 @@ class _Probabilities:
             raise ValueError(f"the classifier has {len(self.target.classes)} class names, but gives {scores.shape[1]} scores: expected one for each")
         return zip(places, scores, strict=True)
 
-# %% ../../nbs/foundation/11_conse.ipynb #conse11
-class ConSE(KeptVectors):
-    """An image-text space from any classifier of class names (Norouzi et al., ICLR 2014, arXiv:1312.5650). What the classifier cannot name is not in it.
-
-    An image is the normalised sum over its `count` likeliest classes of p * s(name), a text is s(text), s the sentence model. Vectors are float32, kept in `cache_folder("conse")`.
-    Errors: TypeError for a model that lacks something; ValueError for a classifier without class names, names without words (see `readable_classes`), or a count below 1.
-    """
+# %% ../../nbs/foundation/11_conse.ipynb #conse15
+class _NamedClasses(KeptVectors):
+    """The names of classes and any other texts as a sentence model reads them."""
 
     folder, label = "conse", "ConSE"
+
+    def __init__(self, names, sentences):
+        self.names, self.sentences = readable_classes(names), sentences
+
+    @cached_property
+    def dim(self) -> int:
+        """Values of a vector."""
+        return self.sentences.embed_texts(["word"], progress=False).shape[1]
+
+    @cached_property
+    def name_vectors(self) -> np.ndarray:
+        """(class, dim): the names of the classes."""
+        return self.embed_texts(self.names, progress=False)
+
+    def embed_texts(
+        self,
+        texts: list[str],  # words or phrases
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """(text, dim), in the order of `texts`."""
+        texts = [clean_text(text) for text in texts]
+        return self.embedded(self.sentences.fingerprint, text_keys(texts), texts.__getitem__,
+                             partial(self.sentences.embed_texts, progress=False), batch_size, progress and "texts")
+
+# %% ../../nbs/foundation/11_conse.ipynb #conse11
+class ConSE(_NamedClasses):
+    """An image-text space from any classifier of class names (Norouzi et al., ICLR 2014, arXiv:1312.5650). What the classifier cannot name is not in it.
+
+    An image is the normalised sum over its `count` likeliest classes of p * s(name), a text is s(text), s the sentence model. Vectors are float32, of length 1, kept in
+    `cache_folder("conse")`. Errors: TypeError for a model that lacks something; ValueError for a classifier without class names, names without words (see
+    `readable_classes`), or a count below 1.
+    """
 
     def __init__(
         self,
@@ -107,9 +142,8 @@ class ConSE(KeptVectors):
             raise ValueError("ConSE is made of class names, and this target has none: give Target(..., classes=[...])")
         if count < 1:
             raise ValueError(f"count is {count}: expected the number of likeliest classes that count, at least 1")
-        self.target, self.sentences, self.count = target, sentences, int(count)
-        self.names = readable_classes(target.classes)
-        self._probabilities = _Probabilities(target)
+        super().__init__(target.classes, sentences)
+        self.target, self.count, self._probabilities = target, int(count), _Probabilities(target)
         self.stands_in = StandIn(self.label, f"the names of a classifier's {len(self.names):,} classes stand in for CLIP: of an image only what they name is known")
 
     def __repr__(self):
@@ -122,21 +156,11 @@ class ConSE(KeptVectors):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the classifier as it is at present, the class names, the sentence model, and the count."""
+        """A hash of the classifier as it is at present, the class names, the sentence model and the count."""
         return self._fingerprint(self.target.classifier_key)
 
     def _fingerprint(self, classifier_key):
         return content_key("ConSE", classifier_key, self.names, self.sentences.fingerprint, self.count)
-
-    @cached_property
-    def dim(self) -> int:
-        """Values of a vector."""
-        return self.sentences.embed_texts(["word"], progress=False).shape[1]
-
-    @cached_property
-    def name_vectors(self) -> np.ndarray:
-        """(class, dim): the classes' names as the sentence model reads them."""
-        return self.embed_texts(self.names, progress=False)
 
     def embed_images(
         self,
@@ -153,14 +177,3 @@ class ConSE(KeptVectors):
         key, read = self.target.classifier_key, getattr(images, "input", images.__getitem__)
         return self.embedded(self._fingerprint(key), image_keys(images, indices), lambda position: _prepared(self.target.preprocess, read(indices[position])),
                              lambda tensors: mixed_vectors(self._probabilities(key, tensors), self.name_vectors, self.count), batch_size, progress and "images")
-
-    def embed_texts(
-        self,
-        texts: list[str],  # words or phrases
-        batch_size: int = 256,
-        progress: bool = True,
-    ) -> np.ndarray:
-        """(text, dim), in the order of `texts`."""
-        texts = [clean_text(text) for text in texts]
-        return self.embedded(self.sentences.fingerprint, text_keys(texts), texts.__getitem__,
-                             partial(self.sentences.embed_texts, progress=False), batch_size, progress and "texts")
