@@ -222,9 +222,8 @@ class StandIn(NamedTuple):
 def stand_ins(
     models: Iterable[Any],  # of any kind; None for one that is not given
 ) -> list[StandIn]:
-    """What those of the models, and of the models that they hold, that stand in for others say of it, each once, in their order."""
-    parts = [part for model in models for part in (model, *getattr(model, "__dict__", {}).values())]
-    return list(dict.fromkeys(said for part in parts if isinstance(said := getattr(part, "stands_in", None), StandIn)))
+    """What those of the models that stand in for others say of it, each once, in their order."""
+    return list(dict.fromkeys(said for model in models if (said := getattr(model, "stands_in", None)) is not None))
 
 
 def with_stand_ins(
