@@ -190,7 +190,8 @@ class DescribingBench(SupplyingBench):
         dataclass. Everything is checked before the images are recorded; errors: those of `check`.
         """
         ready, recording = self.check(layer, method, units, pool, **settings), self.recorded(layer, pool)
-        units, tables, told = range(recording[layer].sizes["unit"]) if units is None else units, [], method_settings(ready)
+        units, tables = range(recording[layer].sizes["unit"]) if units is None else units, []
+        told = "\n".join(filter(None, [method_settings(ready), ready.chosen(recording, layer)]))
         for table in ready.parts(recording, self.images, {layer: units}):
             self._settings |= {f"{name} of {layer}": told for name in table.method.unique()}
             self._keep(table)

@@ -12,8 +12,9 @@ from PIL import Image
 
 import neuronbench as nb
 from neuronbench.describe import clip_dissect
-from neuronbench.describe.clip_dissect import CLIPDissect, best_concepts
-from neuronbench.describe.similarity import SIMILARITIES, soft_wpmi
+from neuronbench.describe.clip_dissect import CLIPDissect, best_concepts, images_taken
+from neuronbench.describe.similarity import SIMILARITIES, soft_wpmi, standing_out, wpmi
+from neuronbench.show.report import method_settings
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 30), "black": (5, 5, 5), "white": (250, 250, 250)}
 
@@ -116,7 +117,9 @@ def test_description_and_score_are_the_arg_max_of_the_similarity(recording, imag
     clip = ColourCLIP()
     found = CLIPDissect(clip, list(COLOURS), similarity=name)(recording, images, units={"conv": [2, 0]})
     scores = clip.embed_images(images) @ clip.embed_texts(list(COLOURS)).T
-    expected = SIMILARITIES[name](scores, recording["conv"].values)[[2, 0]]
+    activations = recording["conv"].values
+    options = {"top_k": images_taken(SIMILARITIES[name], activations)} if "wpmi" in name else {}
+    expected = SIMILARITIES[name](scores, activations, **options)[[2, 0]]
     assert found.unit.tolist() == [2, 0]
     given = expected[range(2), [list(COLOURS).index(word) for word in found.description]]
     assert (given >= expected.amax(1) - 1e-3).all()
@@ -134,7 +137,7 @@ def test_describing_some_units_says_the_same_as_describing_all(recording, images
 def test_second_call_computes_nothing_and_another_knob_only_what_follows(recording, images, method, monkeypatch):
     first = method(recording, images)
     embeddings, compared = len(method.clip.embedded), []
-    monkeypatch.setattr(clip_dissect, "best_concepts", lambda *args: compared.append(1) or best_concepts(*args))
+    monkeypatch.setattr(clip_dissect, "best_concepts", lambda *args, **options: compared.append(1) or best_concepts(*args, **options))
     dataclasses.replace(method, similarity="wpmi")(recording, images, units={"conv": [0]})
     assert len(compared) == 1
     embeddings = len(method.clip.embedded)
@@ -171,7 +174,8 @@ def test_max_pooling_is_its_own_result(images):
     recording = recorded(Channels(), images, ["conv"], pool=("mean", "max"))
     method = CLIPDissect(ColourCLIP(), list(COLOURS), pool="max")
     scores = ColourCLIP().embed_images(images) @ ColourCLIP().embed_texts(list(COLOURS)).T
-    expected = soft_wpmi(scores, recording.pooled("conv", "max").values).amax(1)
+    activations = recording.pooled("conv", "max").values
+    expected = soft_wpmi(scores, activations, standing_out(activations)).amax(1)
     np.testing.assert_allclose(method(recording, images).score, expected.numpy(), atol=1e-3)
     with pytest.raises(KeyError, match="pooling"):
         dataclasses.replace(method, pool="min")(recording, images)
@@ -296,14 +300,15 @@ def given_recording(values, images):
     return nb.record(nb.Target(net, ["table"], to_tensor, device="cpu"), images, progress=False)
 
 
-def redness(images):
-    return np.array([np.asarray(images[number], float)[0, 0] @ [1, -0.5, -0.5] for number in range(len(images))]) / 255
+def redness(images, channels=(1, -0.5, -0.5)):
+    return np.array([np.asarray(images[number], float)[0, 0] @ channels for number in range(len(images))]) / 255
 
 
 @pytest.mark.parametrize("name", list(SIMILARITIES))
 def test_constant_and_dead_units_have_no_description_and_a_reason(images, name):
     red = redness(images)
-    values = np.stack([red, np.zeros(90), np.full(90, 0.7), 1 - red, 0.7 + 1e-8 * red, -red], axis=1)
+    green, blue = redness(images, (-0.5, 1, -0.5)), redness(images, (-0.5, -0.5, 1))
+    values = np.stack([red, np.zeros(90), np.full(90, 0.7), green, 0.7 + 1e-8 * red, blue], axis=1)
     recording = given_recording(values, images)
     orders = [list(COLOURS), list(COLOURS)[::-1]]
     for concepts in orders:
@@ -376,21 +381,78 @@ def test_one_image_and_fewer_images_than_the_top(images, name):
     found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name)(one, one.images)
     assert found.description.isna().all() and all("only one image" in failure["reason"] for failure in found.attrs["failures"])
     few = given_recording(values[:20], images)
-    found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name)(few, few.images)
-    if name == "wpmi":  # takes every image of every unit, so that it does not look at the activations
-        assert found.description.isna().all() and "takes all 20" in found.attrs["failures"][0]["reason"]
-    else:
-        assert found.description[0] == "red" and found.description[1] != "red"
+    for top_k in (None, 100) if "wpmi" in name else (None,):
+        found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name, top_k=top_k)(few, few.images)
+        if name == "wpmi" and top_k:  # takes every image of every unit, so that it does not look at the activations
+            assert found.description.isna().all() and "takes all 20: record more images, choose a smaller top_k" in found.attrs["failures"][0]["reason"]
+        else:
+            assert found.description[0] == "red" and found.description[1] != "red"
 
 
 def test_a_unit_that_is_saturated_on_more_images_than_count_has_no_top(images):
     red = redness(images)
     saturated = np.stack([red > np.sort(red)[50], red, -red], axis=1).astype(float)  # the first on 39 images, more than 28
     recording = given_recording(saturated, images)
-    found = CLIPDissect(ColourCLIP(), list(COLOURS), similarity="wpmi")(recording, recording.images)
-    assert found.description.isna().tolist() == [True, False, False]
-    assert found.attrs["failures"][0]["reason"] == "39 images activate it equally, so that the 28 that activate it most cannot be told"
-    assert CLIPDissect(ColourCLIP(), list(COLOURS), similarity="soft_wpmi")(recording, recording.images).description.notna().all()
+    for name, top_k in (("wpmi", 28), ("soft_wpmi", 28), ("soft_wpmi", None)):
+        method = CLIPDissect(ColourCLIP(), list(COLOURS), similarity=name, top_k=top_k)
+        found, taken = method(recording, recording.images), method.trace(recording, "table", 0).top_k
+        assert found.description.isna().tolist() == [True, False, False]
+        assert found.attrs["failures"][0]["reason"] == (f"39 images activate it equally, so that the {taken} that activate it most cannot be told: "
+                                                        "choose top_k=39, or similarity='cos_cubed'")
+        assert dataclasses.replace(method, top_k=39)(recording, recording.images).description[0]
+
+
+# how many images are looked at
+
+
+def test_as_many_images_are_looked_at_as_stand_out_and_the_trace_and_the_report_say_so(recording, images):
+    method = CLIPDissect(ColourCLIP(), list(COLOURS))
+    stand_out = standing_out(recording["conv"].values)
+    assert 10 <= stand_out <= 25  # 15 of the 90 images are of each colour
+    assert method.trace(recording, "conv", 0).top_k == stand_out
+    assert method.chosen(recording, "conv") == f"top_k of conv: {stand_out}, the number of images that stand out"
+    asked = dataclasses.replace(method, top_k=stand_out)
+    assert asked(recording, images).equals(method(recording, images)) and asked.chosen(recording, "conv") == ""
+    assert f"top_k={stand_out}" in method_settings(asked) and "top_k=None" in method_settings(method)
+    of_all = dataclasses.replace(method, similarity="cos_cubed")
+    assert of_all.trace(recording, "conv", 0).top_k == 90 and of_all.chosen(recording, "conv") == ""
+
+
+def test_another_number_of_images_never_serves_the_old_result(recording, images):
+    method = CLIPDissect(ColourCLIP(), list(COLOURS))
+    scores = {top_k: dataclasses.replace(method, top_k=top_k)(recording, images).score.tolist() for top_k in (None, 2, 40, 100)}
+    assert len({tuple(each) for each in scores.values()}) == 4
+    expected = soft_wpmi(ColourCLIP().embed_images(images) @ ColourCLIP().embed_texts(list(COLOURS)).T, recording["conv"].values).amax(1)
+    np.testing.assert_allclose(scores[100][:4], expected.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
+@pytest.mark.parametrize("per_class", [1, 5])
+def test_units_of_classes_with_few_images_each_are_named(name, per_class):
+    """30 concepts, each shown by so many images and something like the next five, and a unit for each: the paper's numbers of images lose most of them."""
+    chance = np.random.default_rng(0)
+    shows = np.repeat(np.eye(30, dtype="f4"), per_class, axis=0)
+    alike = shows + sum((0.6 - 0.08 * step) * np.roll(shows, step, axis=1) for step in range(1, 6))
+    scores = (0.2 * alike + chance.normal(0, 0.03, alike.shape)).astype("f4")
+    activations = (alike + chance.normal(0, 0.1, alike.shape)).astype("f4")
+    exact = {top_k: (best_concepts(scores, np.eye(30, dtype="f4"), activations, SIMILARITIES[name], top_k=top_k)["concepts"][:, 0] == np.arange(30)).mean() for top_k in (None, 100)}
+    assert exact[None] >= 0.87 and exact[None] >= exact[100]
+    assert abs(images_taken(SIMILARITIES[name], activations) - per_class) <= 1
+
+
+def test_numbers_of_images_that_make_no_sense_are_refused(recording):
+    for wrong in (0, -3, 2.5, True, "10"):
+        with pytest.raises(ValueError, match="expected the number of a unit's top images, at least 1, or None"):
+            CLIPDissect(ColourCLIP(), ["red", "blue"], top_k=wrong)
+    with pytest.raises(ValueError, match="top_k is 5, which is for soft_wpmi and wpmi: cos_cubed looks at other images"):
+        CLIPDissect(ColourCLIP(), ["red", "blue"], similarity="cos_cubed", top_k=5)
+    with pytest.raises(ValueError, match="top_k is 5, which is for soft_wpmi and wpmi"):
+        CLIPDissect(ColourCLIP(), ["red", "blue"], similarity=lambda scores, activations: scores, top_k=5)
+
+
+def test_the_papers_numbers_are_the_most_that_are_looked_at():
+    many = np.random.default_rng(0).random((2_000, 6))  # evenly spread: a third of the upper half stands out
+    assert (images_taken(soft_wpmi, many), images_taken(wpmi, many), images_taken(wpmi, many, 300), images_taken(wpmi, many[:20], 300)) == (100, 28, 300, 20)
 
 
 def test_the_default_pooling_and_its_name_are_one_result(images):

@@ -1,5 +1,7 @@
 """The similarity functions against oracles written straight from CLIP-Dissect's definitions, in float64 numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
 from neuronbench.describe import similarity
-from neuronbench.describe.similarity import SIMILARITIES, Cosines, cos, cos_cubed, rank_reorder, soft_wpmi, wpmi
+from neuronbench.describe.similarity import SIMILARITIES, Cosines, cos, cos_cubed, rank_reorder, soft_wpmi, soft_wpmi_odds, standing_out, wpmi
 
 
 def naive_order(activations):
@@ -226,3 +228,62 @@ def test_arrays_that_may_not_be_written_are_read_without_a_warning(recwarn):
     scores.flags.writeable = activations.flags.writeable = False
     wpmi(scores, activations)
     assert not recwarn.list
+
+
+@settings(max_examples=40, deadline=None)
+@given(images=st.integers(1, 200), units=st.integers(1, 12), most=st.integers(1, 120), height=st.sampled_from([0.3, 0.5, 2 / 3, 0.9]), seed=st.integers(0, 10**6))
+def test_images_that_stand_out_are_counted_as_defined(images, units, most, height, seed):
+    activations = np.random.default_rng(seed).exponential(size=(images, units)).astype("f4")
+    middle = np.sort(activations, axis=0)[(images - 1) // 2]
+    counts = (activations - middle >= np.float32(height) * (activations.max(0) - middle)).sum(0)
+    expected = images if images == 1 else np.sort(counts)[(units - 1) // 2]
+    assert standing_out(activations, most, height) == min(most, images, expected)
+
+
+def one_of_each(concepts, per_concept, seed=0):
+    """Units and concepts of which each image shows one, and is something like the next five."""
+    chance = np.random.default_rng(seed)
+    shows = np.repeat(np.eye(concepts), per_concept, axis=0)
+    alike = shows + sum((0.6 - 0.08 * step) * np.roll(shows, step, axis=1) for step in range(1, 6))
+    return 0.2 * alike + chance.normal(0, 0.03, alike.shape), alike + chance.normal(0, 0.1, alike.shape)
+
+
+@pytest.mark.parametrize("per_concept", [1, 3, 10, 40])
+def test_about_as_many_images_stand_out_as_a_concept_has_and_no_result_is_lost(per_concept):
+    scores, activations = one_of_each(40, per_concept)
+    top_k = standing_out(activations)
+    right = {number: (soft_wpmi(scores, activations, number).argmax(1) == torch.arange(40)).float().mean() for number in (top_k, 100)}
+    assert 0.7 * per_concept <= top_k <= 1.3 * per_concept
+    assert right[top_k] >= 0.87 and right[top_k] >= right[100]
+
+
+def test_a_unit_spread_normally_over_the_papers_images_has_the_papers_number():
+    assert standing_out(np.random.default_rng(0).normal(size=(50_000, 15))) == 100
+
+
+def test_constant_units_have_no_say_and_nothing_depends_on_scale_or_offset():
+    activations = np.random.default_rng(1).exponential(size=(300, 5))
+    count = standing_out(activations)
+    assert standing_out(np.concatenate([activations, np.ones((300, 9))], axis=1)) == count == standing_out(1e3 * activations - 40)
+    assert standing_out(np.ones((300, 9))) == 100 and standing_out(np.ones((30, 9))) == 30
+
+
+def test_standing_out_in_many_blocks_is_the_same(monkeypatch):
+    activations = np.random.default_rng(2).exponential(size=(200, 33))
+    whole = standing_out(activations)
+    monkeypatch.setattr(similarity, "_blocks", lambda n, rows, device: [slice(s, min(s + 5, n)) for s in range(0, n, 5)])
+    assert standing_out(activations) == whole
+
+
+@pytest.mark.parametrize("activations, wrong", [(np.zeros(5), r"expected \(image, unit\), got shape \(5,\)"), (np.zeros((0, 3)), "got shape"), (np.zeros((3, 0)), "got shape"),
+                                                (np.array([[1, 2], [3, np.nan]]), "activations of 1 units are not finite: 1")])
+def test_what_cannot_stand_out_is_refused(activations, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        standing_out(activations)
+
+
+def test_the_odds_read_the_number_of_images():
+    scores, activations = random_case(150, 20, 8, 0.05, seed=9)
+    for top_k in (1, 7, 100):
+        score = math.log(8) - torch.nn.functional.softplus(-soft_wpmi_odds(scores, activations, top_k))
+        np.testing.assert_allclose(score.numpy(), naive_soft_wpmi(scores, activations, top_k), atol=1e-3)

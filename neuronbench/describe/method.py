@@ -230,6 +230,10 @@ class Method:
         """What the column `method` says of a trace: `label`, and what stood in, unless the method tells variants apart in another way."""
         return with_stand_ins(self.label, self.models)
 
+    def chosen(self, recording: Recording, layer: str) -> str:
+        """What was left to the method to choose for a layer and what it chose, a line for the report's settings; an empty text if nothing."""
+        return ""
+
     @classmethod
     def check_given(cls, given: dict[str, Any], target: Target, images: ProbingSet) -> None:
         """Refuse what the method cannot work on, before a model is loaded. `given`: {need or setting: value}. Errors: the method's own."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ConceptScores', 'Activations', 'SIMILARITIES', 'Cosines', 'cos', 'cos_cubed', 'wpmi', 'soft_wpmi', 'soft_wpmi_odds',
-           'rank_reorder']
+           'standing_out', 'rank_reorder']
 
 # %% ../../nbs/describe/04_similarity.ipynb #ed8f06bc
 import math
@@ -59,7 +59,7 @@ def _checked(concept_scores, activations):
     if 0 in concept_scores.shape or activations.shape[1] == 0:
         raise ValueError(f"nothing to compare: {concept_scores.shape[0]} images, {concept_scores.shape[1]} concepts, "
                          f"{activations.shape[1]} units")
-    _check_finite(concept_scores, activations)
+    _check_finite(activations, *([concept_scores.images, concept_scores.texts] if isinstance(concept_scores, Cosines) else [concept_scores]))
     return concept_scores, activations
 
 
@@ -68,13 +68,12 @@ def _tensor(values):
     return values.detach().float()
 
 # %% ../../nbs/describe/04_similarity.ipynb #289e5e6d
-def _check_finite(concept_scores, activations):
+def _check_finite(activations, *scores):
     bad = (~torch.isfinite(activations).all(0)).nonzero()[:, 0].tolist()
     if bad:
         named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(f"activations of {len(bad)} units are not finite: {named}")
-    parts = [concept_scores.images, concept_scores.texts] if isinstance(concept_scores, Cosines) else [concept_scores]
-    for part in parts:
+    for part in scores:
         if not torch.stack(part.aminmax()).isfinite().all():
             raise ValueError("concept scores are not finite")
 
@@ -267,12 +266,13 @@ def soft_wpmi(
 def soft_wpmi_odds(
     concept_scores: ConceptScores,
     activations: Activations,  # of all units of the layer
+    top_k: int = 100,  # the unit's top images that count; all images if there are fewer
 ) -> Float[torch.Tensor, "unit concept"]:
     """The log odds behind `soft_wpmi`: (unit, concept). soft_wpmi = log U - log(1 + exp(-odds)), which is log U beyond about 16.
 
     odds[u, c] = L[u, c] - logsumexp over v != u of L[v, c], with L and its constants as in `soft_wpmi`; infinite for a single unit.
     """
-    likelihood = soft_wpmi(concept_scores, activations, lam=0.0)
+    likelihood = soft_wpmi(concept_scores, activations, top_k, lam=0.0)
     list(_each(lambda block: likelihood[:, block].sub_(_others(likelihood[:, block])),
                _blocks(likelihood.shape[1], 4 * len(likelihood), likelihood.device), likelihood.device))
     return likelihood
@@ -284,6 +284,32 @@ def _others(values):
     before = torch.cat([nothing, values[:-1].logcumsumexp(0)])
     after = torch.cat([values.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
     return torch.logaddexp(before, after)
+
+# %% ../../nbs/describe/04_similarity.ipynb #standcod
+def standing_out(
+    activations: Activations,  # of all units of a layer
+    most: int = 100,  # the paper's number, which is never exceeded
+    height: float = 2 / 3,  # of an image that stands out, from 0 at the unit's median to 1 at its largest activation
+) -> int:
+    """How many images stand out for the units of a layer: the median over its units, from 1 to `most`; the `top_k` that suits a probing set.
+
+    Units that are the same on all images do not count; `most`, or the number of images if that is less, where no unit varies.
+    Errors: ValueError for another shape and for values that are not finite.
+    """
+    activations = _tensor(activations)
+    if activations.ndim != 2 or 0 in activations.shape:
+        raise ValueError(f"expected (image, unit), got shape {tuple(activations.shape)}")
+    _check_finite(activations)
+
+    def counted(units):
+        columns = activations[:, units].T.contiguous()
+        above = columns - columns.median(1, keepdim=True).values
+        counts = (above >= height * above.amax(1, keepdim=True)).sum(1)
+        return counts[columns.amax(1) > columns.amin(1)]
+
+    images, units = activations.shape
+    counts = torch.cat(list(_each(counted, _blocks(units, images, activations.device), activations.device)))
+    return min(most, images, int(counts.median()) if len(counts) else images)
 
 # %% ../../nbs/describe/04_similarity.ipynb #85d762d6
 def _zero_to_one(rising):
