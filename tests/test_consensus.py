@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from neuronbench.basics import cache_folder, clean_text
 from neuronbench.foundation.chat import Request, Usage
-from neuronbench.foundation.consensus import STOP_WORDS, Consensus, central_phrases, content_words, plain_phrase, shared_words
+from neuronbench.foundation.consensus import STOP_WORDS, Consensus, central_phrases, content_words, label_phrases, plain_phrase, shared_words
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ class Letters:
 
 def defined(texts):
     """The definition in full: a matrix of all captions, each mean without the caption itself."""
-    said = [phrase for phrase in map(plain_phrase, texts) if any(map(str.isalnum, phrase))]
+    said = [phrase for text in texts for phrase in label_phrases(text)]
     vectors = Letters().embed_texts(said).astype("f8")
     mean = {phrase: np.mean([vectors[place] @ vectors[other] for other in range(len(said)) if other != place] or [0]).round(6) for place, phrase in enumerate(said)}
     chosen = []
@@ -118,8 +118,8 @@ def test_central_phrases_are_what_they_are_defined_as_in_any_order(texts, rng):
     phrases = central_phrases(texts, Letters())
     assert phrases == defined(texts) == central_phrases(rng.sample(texts, len(texts)), Letters())
     vectors = Letters().embed_texts(phrases).astype("f8")
-    assert (np.triu(vectors @ vectors.T, 1) <= 0.81).all() and set(phrases) <= set(map(plain_phrase, texts))
-    assert bool(phrases) == any(any(map(str.isalnum, text)) for text in texts)
+    assert (np.triu(vectors @ vectors.T, 1) <= 0.81).all() and set(phrases) <= {phrase for text in texts for phrase in label_phrases(text)}
+    assert phrases or not any(map(content_words, texts))
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -129,6 +129,16 @@ def test_central_phrases_are_what_they_are_defined_as_in_any_order(texts, rng):
 ])
 def test_a_phrase_is_a_caption_without_its_opening(text, expected):
     assert plain_phrase(text) == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a tabby", ["tabby"]), ("black and gold garden spider", ["black and gold garden spider"]), ("jack-o'-lantern", ["jack-o'-lantern"]), ("747", ["747"]), ("...", []), ("", []),
+    ("a red boat with a sail at sea at night", ["red boat", "red", "boat", "sail", "sea", "night"]),
+    ("a photo of a man riding a wave on top of a surfboard", ["man riding", "man", "riding", "wave", "surfboard"]),
+    ("a dog, two cats, 12 birds: in a room", ["dog", "two cats", "two", "cats", "birds", "room"]), ("it is what it is and there it was", []),
+])
+def test_a_short_caption_is_a_label_and_a_long_one_gives_its_pieces(text, expected):
+    assert label_phrases(text) == expected
 
 
 def test_what_is_said_often_counts_often():
@@ -145,6 +155,8 @@ def test_each_request_has_its_own_candidate_however_requests_are_parted():
     assert together == alone and consensus.usage == Usage(30, cost=0.0)
     assert [answer.text for answer in together if answer.text] == [*central_phrases(units[0], Letters()), "xyz", "uv"]
     assert together[-1].error == "the captions have only 1 of 5 candidates, each at a cosine of at most 0.81 to the others, and Consensus has nothing else to go by"
+    long = "a red boat with a sail at sea at night."
+    assert [answer.error == "" and answer.text for answer in consensus.answers([ask([long]), ask([long], 1)])] == [long[2:-1], False]  # simplified alone
     assert together[0].model == "semantic consensus" and len(consensus.sentences.read) == 1 + 5 + 0
 
 
