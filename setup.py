@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["neuronbench", "neuronbench.*"]),
-    package_data={"neuronbench": ["py.typed", "__init__.pyi", "widgets/*.mjs", "widgets/*.css", "show/*.html", "embedded/weights/**/*", "describe/published_files/**/*", "lessons/*.ipynb"]},
+    package_data={"neuronbench": ["py.typed", "__init__.pyi", "widgets/*.mjs", "widgets/*.css", "show/*.html", "embedded/weights/**/*", "embedded/wordnet_files/*", "describe/published_files/**/*", "lessons/*.ipynb"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("hub", "autoencoder", "study", "photos", "dev")},

@@ -313,4 +313,5 @@ class Workbench(ViewingBench):
     ) -> "Workbench":
         """A real network on photographs of your own, with what stands in for the models of the papers, see `photographs`: no hub, no GPU and no key; recorded once per machine. Errors: those of `photographs`."""
         known = photographs(folder, gallery, layers, device)
-        return cls(known.target, known.images, store or known.store, pool=pool, **photograph_tools(known))
+        tools = photograph_tools(known)
+        return cls(known.target, known.images, store or known.store, pool=pool, concept_labels=tools.pop("labels"), **tools)

@@ -26,7 +26,7 @@ from .descriptions import kept, layer_reasons
 from .method import Method, Trace, needs
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..foundation.clip import warn_of_concepts
-from ..foundation.interfaces import ImageTextModel
+from ..foundation.interfaces import ImageTextModel, stand_ins
 from ..probe.crops import CropSettings, crop_steps, cut
 from ..probe.exemplars import exemplars
 from ..probe.images import ProbingSet
@@ -35,7 +35,7 @@ from ..probe.seen import Seen
 
 # %% ../../nbs/describe/11_falcon.ipynb #1fa9621e
 class CaptionCorpus:
-    """Captions, read anew at each pass. Errors: FileNotFoundError; TypeError naming the first entry that is not text; ValueError if there is none."""
+    """Captions, read anew at each pass. `stands_in`: what their list says of itself, see `StandIn`. Errors: FileNotFoundError; TypeError naming the first entry that is not text; ValueError if there is none."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class CaptionCorpus:
     ):
         if source is None:
             raise TypeError("expected a caption corpus, a text file or a list of captions, not None")
+        self.stands_in = next(iter(stand_ins([source])), None)
         self.source = Path(source) if isinstance(source, (str, Path)) else list(source)
         if isinstance(self.source, Path) and not self.source.is_file():
             raise FileNotFoundError(f"no file {str(source)!r} to read captions from; a single caption is given as a list: [{str(source)!r}]")

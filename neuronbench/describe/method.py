@@ -23,7 +23,7 @@ from ..foundation.captioner import Captioner
 from ..foundation.chat import Chat
 from ..foundation.clip import CLIP
 from ..foundation.interfaces import (CaptionModel, ImageTextModel, LanguageModel, RegionCaptionModel, RegionEncoder, SegmentationModel, TextToImageModel,
-                                               check_model, with_stand_ins)
+                                               Later, check_model, with_stand_ins)
 from ..foundation.painter import Painter
 from ..pictures import new_figure, picture_axes, show_picture
 from ..probe.images import ProbingSet
@@ -223,8 +223,8 @@ class Method:
 
     @property
     def models(self) -> list[Any]:
-        """The models that it works with under these settings."""
-        return [model for need in needs_of(type(self)) if NEEDS[need].model and (model := getattr(self, need)) is not None]
+        """The models that it works with under these settings, and the labels, masks and lists."""
+        return [model for need in needs_of(type(self)) if (model := getattr(self, need)) is not None]
 
     def label_of(self, trace: Trace) -> str:
         """What the column `method` says of a trace: `label`, and what stood in, unless the method tells variants apart in another way."""
@@ -280,12 +280,17 @@ def check_needs(
     target: Target,
     images: ProbingSet,
 ) -> None:
-    """Check that a method has what it works on, as far as can be told without recording. Errors: ValueError; TypeError for what is no such model; those of the method."""
+    """Check that a method has what it works on, as far as can be told without recording and without making what is promised, see `Later`.
+
+    Errors: ValueError; TypeError for what is no such model; those of the method.
+    """
     check_present(method, given)
+    promised = [name for name, value in given.items() if isinstance(value, Later)]
     for name, value in given.items():
-        if value is not None and name in NEEDS and NEEDS[name].model:
+        if value is not None and name in NEEDS and NEEDS[name].model and name not in promised:
             check_model(name, value, NEEDS[name].model)
-    method.check_given(given, target, images)
+    if not promised:
+        method.check_given(given, target, images)
 
 
 def lacking_for(
@@ -304,7 +309,7 @@ def lacking_for(
 
 def supplied(
     name: str,  # of a method
-    held: dict[str, Any],  # {need: what a bench holds}; a model that is loaded is put in
+    held: dict[str, Any],  # {need: what a bench holds, or a `Later`}; a model that is loaded is put in
     target: Target,
     images: ProbingSet,
     **settings: Any,  # fields of the method, which come before what is held
@@ -316,6 +321,9 @@ def supplied(
     needed = {need: how for need, how in needs_of(method).items() if settings.get(how["unless"]) is None}
     given = {need: held.get(need) for need in needed} | settings
     check_needs(method, given, target, images)
+    if promised := {need: value for need, value in given.items() if isinstance(value, Later)}:
+        given |= {need: value.made for need, value in promised.items()}
+        check_needs(method, given, target, images)
     given |= {need: how["read"](given[need]) for need, how in needed.items() if how["read"] and given[need] is not None}
     for need in needed:
         if given[need] is None and NEEDS[need].load:

@@ -265,8 +265,8 @@ class NetworkDissection(MaskMethod):
             raise ValueError(f"expected 0 < share < 1 and 0 <= min_iou <= 1, not share={self.share}, min_iou={self.min_iou}")
 
     def label_of(self, trace: Trace) -> str:
-        """The method, and whether a segmenter drew the masks."""
-        return self.label + ("" if self.segmenter is None else " (segmenter)")
+        """The method, what stood in, and whether a segmenter drew the masks."""
+        return super().label_of(trace) + ("" if self.segmenter is None else " (segmenter)")
 
     def traces(self, recording: Recording, layer: str, units: np.ndarray, watch: Callable | None = None) -> list[DissectionTrace]:
         """A `DissectionTrace` for each unit, in order."""

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from .method import Method, Trace, needs
 from ..foundation.chat import Request
 from ..foundation.clip import warn_of_concepts
 from ..foundation.consensus import Consensus
-from ..foundation.interfaces import ImageTextModel, LanguageModel
+from ..foundation.interfaces import ImageTextModel, LanguageModel, stand_ins, standing_in
 from ..pictures import new_figure, picture_axes, show_picture, wrapped
 from ..probe.activations import LayerActivations
 from ..probe.crops import CropSettings, crop_steps
@@ -348,7 +349,8 @@ class PatchVocabulary(Method):
 
     def __post_init__(self):
         given = self.vocabulary
-        object.__setattr__(self, "vocabulary", read_vocabulary(given) if isinstance(given, (str, Path)) else _checked(given or {}))
+        known = read_vocabulary(given) if isinstance(given, (str, Path)) else _checked(given or {})
+        object.__setattr__(self, "vocabulary", standing_in(known, next(iter(stand_ins([given])), None)))
         if self.chat is None and not self.vocabulary:
             raise ValueError("expected a chat model to ask for the vocabulary, or a vocabulary, {class: [phrase, ...]}")
         if "{class}" not in self.prompt:
@@ -356,6 +358,11 @@ class PatchVocabulary(Method):
         if self.exemplars < 1 or self.margin < 0:
             raise ValueError(f"expected at least one exemplar and a margin of 0 or more, not {self.exemplars} and {self.margin}")
         CropSettings(threshold=self.threshold)  # it says what is wrong with a threshold
+
+    @property
+    def models(self) -> list[Any]:
+        """What it works with: no consensus, which cannot tell what is seen of a class."""
+        return [model for model in super().models if not isinstance(model, Consensus)]
 
     @classmethod
     def check_given(cls, given: dict, target: Target, images: ProbingSet) -> None:

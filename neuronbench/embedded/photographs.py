@@ -4,28 +4,35 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LAYERS', 'SHIPPED', 'EVERY', 'LEAST', 'installed', 'check_packages', 'package_folder', 'class_names',
-           'lite_network', 'lite_transform', 'lite_target', 'shipped_photograph', 'squares', 'Views', 'set_aside',
-           'photograph_sets', 'Photographs', 'photographs', 'photograph_tools', 'outstanding_units']
+           'lite_network', 'lite_transform', 'lite_target', 'lite_encoder', 'shipped_photograph', 'squares', 'Views',
+           'set_aside', 'photograph_sets', 'PhotographModels', 'Photographs', 'photographs', 'photograph_tools',
+           'outstanding_units']
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht02
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torchvision import transforms
 
 from ..basics import cache_folder, content_key
+from .predicted import ClassProbabilities, captioner_of_photographs, predicted_labels
+from .wordnet import class_phrases, kinds
 from ..foundation.captioner import ConceptCaptioner
 from ..foundation.conse import ConSE
 from ..foundation.consensus import Consensus
 from ..foundation.gallery import Gallery
+from ..foundation.interfaces import Later, StandIn, standing_in
+from ..foundation.region_captioner import RegionCaptioner, StageFeatures
 from ..foundation.sentences import Sentences
+from ..probe.annotations import Annotations, annotations_from_labels
 from ..probe.images import ProbingSet
 from ..probe.recording import Recording
 from ..probe.target import Target, load_checkpoint
@@ -113,6 +120,15 @@ def lite_target(
     """EfficientNet-Lite as a target with the names of its classes. Errors: those of `lite_network`; KeyError that names the nearest layer."""
     return Target(lite_network(number), layers, lite_transform(number), class_names(), device)
 
+def lite_encoder(
+    number: int,  # 0 or 2
+    device: str | torch.device | None = None,  # the fastest one here if None
+) -> StageFeatures:
+    """EfficientNet-Lite as the eyes of a region captioner: three of its stages, of square pictures of 224 x 224. Errors: those of `lite_network`."""
+    whole = transforms.Compose([transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC), transforms.ToTensor(), transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)])
+    return StageFeatures(lite_network(number), ("blocks.2", "blocks.4", "bn2"), whole, device)
+
+
 # %% ../../nbs/embedded/02_photographs.ipynb #pht12
 SHIPPED = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon",
            "motorcycle", "page", "retina", "rocket", "text")  # photographs in the package scikit-image
@@ -196,8 +212,8 @@ def photograph_sets(
     return set_aside(images) if gallery is None else (images, ProbingSet.from_folder(gallery))
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht18
-class Photographs:
-    """A real network, photographs, and what its units are described with; each part is made when it is first asked for.
+class PhotographModels:
+    """A real network, and the models that its units are described with; each is loaded when it is first asked for.
 
     `images`: the probing set; `gallery_images`: photographs that are never recorded. Errors: those of `check_packages`, and of what is asked for.
     """
@@ -242,10 +258,51 @@ class Photographs:
         """Photographs in place of painted images."""
         return Gallery(self.gallery_images, self.clip)
 
+
+# %% ../../nbs/embedded/02_photographs.ipynb #pht18b
+_SAID = {  # of what is no model, and of what is made only when a method needs it
+    "captions": StandIn("class names", "the names of 1,000 classes stand in for a corpus of captions"),
+    "vocabulary": StandIn("definitions", "phrases of WordNet's definitions stand in for what a language model knows of the looks of a class"),
+    "labels": StandIn("predicted labels", "what EfficientNet-Lite2 predicts stands in for labels of people, beside the folders' names"),
+    "annotations": StandIn("predicted labels", "what EfficientNet-Lite2 predicts of whole images stands in for masks that people drew"),
+    "region_captioner": StandIn("class names", "a captioner trained on the class names of the gallery's photographs stands in for MILAN's, which learnt from people; it says little, and that roughly"),
+    "region_encoder": None,
+}
+
+
+class Photographs(PhotographModels):
+    """A real network, photographs, and all that its units are described with; each part is made when it is first asked for. Errors: those of `PhotographModels`."""
+
     @cached_property
     def captions(self) -> list[str]:
         """The names of the classes, each once: a caption corpus."""
-        return list(dict.fromkeys(class_names()))
+        return standing_in(list(dict.fromkeys(class_names())), _SAID["captions"])
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """(image, word) bool: the folders, and the classes and broader words that EfficientNet-Lite2 predicts, see `predicted_labels`. Errors: ValueError if no word tells the images apart."""
+        return predicted_labels(self.images, ClassProbabilities(self.clip.target)(self.images), class_names(), kinds(), "EfficientNet-Lite2")
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """The same labels as masks, each of which is the whole of its image. Errors: those of `labels`."""
+        return annotations_from_labels(self.images, self.labels, self.labels.attrs["categories"])
+
+    @cached_property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """{class: phrases of WordNet's definition of it, and its kinds}."""
+        return standing_in(class_phrases(class_names()), _SAID["vocabulary"])
+
+    @cached_property
+    def region_encoder(self) -> StageFeatures:
+        """What MILAN sees with: EfficientNet-Lite2."""
+        return lite_encoder(2, self._device)
+
+    @cached_property
+    def region_captioner(self) -> RegionCaptioner:
+        """What MILAN writes with, trained on the photographs of the gallery, see `captioner_of_photographs`: a minute or two, once. Errors: those of that function."""
+        words = kinds() | {name: [place] for place, name in enumerate(class_names())}
+        return captioner_of_photographs(self.gallery_images, self.clip.target, words, self.region_encoder)
 
     @property
     def store(self) -> Path:
@@ -255,7 +312,7 @@ class Photographs:
     def __repr__(self):
         return f"Photographs({self.images!r}, {len(self.gallery_images)} in the gallery)"
 
-
+# %% ../../nbs/embedded/02_photographs.ipynb #pht18c
 def photographs(
     folder: Path | str | None = None,  # of photographs, or of one folder per class; views of scikit-image's if None
     gallery: Path | str | None = None,  # a folder of other photographs, for the gallery; every third of `folder` if None
@@ -272,8 +329,9 @@ _TOOLS = "clip", "captioner", "chat", "painter", "captions"
 def photograph_tools(
     photographs: Photographs,
 ) -> dict[str, Any]:
-    """{need: what there is for it}, see `neuronbench.describe.method.NEEDS`."""
-    return {need: getattr(photographs, need) for need in _TOOLS}
+    """{need: what there is for it, or a `Later` for what takes time to make}, see `neuronbench.describe.method.NEEDS`."""
+    later = {need: Later(partial(getattr, photographs, need), said) for need, said in _SAID.items() if need not in _TOOLS}
+    return {need: getattr(photographs, need) for need in _TOOLS} | later
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht21
 def outstanding_units(

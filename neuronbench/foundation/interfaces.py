@@ -6,14 +6,16 @@
 __all__ = ['EXAMPLES', 'Images', 'SentenceModel', 'ImageTextModel', 'Classifier', 'CaptionModel', 'LanguageModel',
            'TextToImageModel', 'SegmentationModel', 'PictureFinder', 'TooFewImages', 'RegionEncoder',
            'RegionCaptionModel', 'members', 'lacking', 'check_model', 'finds_pictures', 'asked_for', 'kept_apart',
-           'StandIn', 'stand_ins', 'with_stand_ins']
+           'StandIn', 'stand_ins', 'with_stand_ins', 'standing_in', 'Later']
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc02
 import inspect
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -213,17 +215,21 @@ def kept_apart(
 
 # %% ../../nbs/foundation/00_interfaces.ipynb #ifc27
 class StandIn(NamedTuple):
-    """What a model says of itself, as its attribute `stands_in`, that takes the place of another kind of model."""
+    """What a model, or what else a method works with, says of itself as its attribute `stands_in` where it takes the place of another kind."""
 
     name: str  # a word or two, as the label of a method shows it
     sentence: str  # what stands in for what
 
 
 def stand_ins(
-    models: Iterable[Any],  # of any kind; None for one that is not given
+    models: Iterable[Any],  # of any kind, and tables and lists that a method works with; None for one that is not given
 ) -> list[StandIn]:
     """What those of the models that stand in for others say of it, each once, in their order."""
-    return list(dict.fromkeys(said for model in models if (said := getattr(model, "stands_in", None)) is not None))
+    return list(dict.fromkeys(said for model in models if (said := _said_of(model)) is not None))
+
+
+def _said_of(model):
+    return model.attrs.get("stands_in") if isinstance(model, pd.DataFrame) else getattr(model, "stands_in", None)  # a table's attributes are its columns
 
 
 def with_stand_ins(
@@ -233,3 +239,44 @@ def with_stand_ins(
     """The label with the names of what stood in, such as "Describe-and-Dissect (consensus)"."""
     names = [said.name for said in stand_ins(models)]
     return f"{label} ({', '.join(names)})" if names else label
+
+# %% ../../nbs/foundation/00_interfaces.ipynb #ifc30
+class _StandInList(list):
+    """A list that says what it stands in for."""
+
+
+class _StandInDict(dict):
+    """A dictionary that says what it stands in for."""
+
+
+def standing_in(
+    given: list | dict | pd.DataFrame,
+    said: StandIn | None,  # what it says of itself; nothing if None
+) -> list | dict | pd.DataFrame:
+    """A copy of a list, a dictionary or a table that says so, see `stand_ins`."""
+    if isinstance(given, pd.DataFrame):
+        made = given.copy()
+        made.attrs["stands_in"] = said
+        return made
+    made = _StandInList(given) if isinstance(given, list) else _StandInDict(given)
+    made.stands_in = said
+    return made
+
+# %% ../../nbs/foundation/00_interfaces.ipynb #ifc33
+class Later:
+    """Something that is made when it is first needed. `stands_in`: what it will say of itself, see `StandIn`; None for what stands in for nothing."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        stands_in: StandIn | None = None,
+    ):
+        self._make, self.stands_in = make, stands_in
+
+    @cached_property
+    def made(self) -> Any:
+        """What was promised. Errors: those of making it."""
+        return self._make()
+
+    def __repr__(self):
+        return f"Later({self.stands_in.name if self.stands_in else self._make!r})"
