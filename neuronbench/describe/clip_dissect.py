@@ -36,7 +36,7 @@ def images_taken(
     activations: np.ndarray | torch.Tensor,  # (image, unit) of all units of a layer
     top_k: int | None = None,  # a number asked for; as many as stand out if None
 ) -> int:
-    """How many of a unit's top images a similarity function looks at; all images if it looks at more than the top. Errors: those of `standing_out`."""
+    """How many of a unit's top images a similarity function looks at; all images for one that has no such number. Errors: those of `standing_out`."""
     if similarity not in _OF_THE_TOP:
         return len(activations)
     return min(len(activations), standing_out(activations, _OF_THE_TOP[similarity]) if top_k is None else top_k)
@@ -129,7 +129,7 @@ class CLIPDissectTrace(Trace):
 
     ranked: tuple  # (concept, score), best first; empty if the unit is not finite
     clip: ImageTextModel
-    top_k: int  # how many of the unit's top images the similarity function looked at; 0 if the unit is not finite
+    top_k: int | None  # how many of the unit's top images soft_wpmi or wpmi looked at, 0 if the unit is not finite; None for another function
 
     @cached_property
     def concepts(self) -> pd.DataFrame:
@@ -195,7 +195,7 @@ class CLIPDissect(Method):
         names = [self.concepts[position] for position in ranking["concepts"][unit][known]]
         ranked = tuple(zip(names, ranking["scores"][unit][known].tolist()))
         return CLIPDissectTrace(recording, layer, unit, ranked[:1], reason, "compare", self.pool, ranked=ranked, clip=self.clip,
-                               top_k=int(ranking["taken"][unit]))
+                               top_k=int(ranking["taken"][unit]) if self._function in _OF_THE_TOP else None)
 
     def _reasons(self, recording, layer, units, ranking):
         """Why each unit has no description; empty text for one that has."""

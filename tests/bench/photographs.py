@@ -17,10 +17,12 @@ import numpy as np
 
 import neuronbench as nb
 from neuronbench.describe.concepts import common_words
+from neuronbench.describe.similarity import SIMILARITIES
 from neuronbench.words import readable_classes
 
 FOLDER = os.environ.get("NEURONBENCH_PHOTOGRAPHS", "")
 WORDS, CONSTANT = 20_000, "depictions"  # captions that are no class names; the description that says nothing
+EXACT = 0.87  # share of units that get the name of their class, where class names are the concepts
 MARGIN = 0.20  # mean cosine with the class name above that of the constant
 
 
@@ -65,6 +67,28 @@ def describe_and_dissect_rows(bench, known, truth):
         yield f"{what}: above other units' descriptions", cosine - others, "", "", True
 
 
+def clip_dissect_rows(known, images, truth, folder):
+    """Rows of CLIP-Dissect on all photographs: how many units get their class name, and how near the words come, by similarity function and number of images."""
+    recording = nb.record(known.target, images, folder, progress=False)
+    nearest = known.clip.embed_images(images, progress=False) @ known.clip.embed_texts(known.captions, progress=False).T
+    classes = [images.classes[label].replace("_", " ").lower() for label in images.labels]
+    right = [known.captions[place].lower() == name for place, name in zip(nearest.argmax(1), classes)]
+    yield "photographs whose nearest class name by ConSE is theirs", float(np.mean(right)), "", "", True
+    for concepts, named in ((known.captions, "class names"), (WORDS, f"{WORDS:,} words")):
+        for name, top_k in [*((name, None) for name in SIMILARITIES), ("soft_wpmi", 100), ("wpmi", 28)]:
+            method = nb.CLIPDissect(known.clip, concepts, similarity=name, top_k=top_k)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a unit without a description has not got its name
+                told = method(recording, images, {"classifier": list(truth)})
+            _, cosine, constant, _ = agreement(known.sentences, told, truth)
+            exact = float(np.mean([said.lower() == word.lower() for said, word in zip(told.description.fillna(""), truth.values())]))
+            taken = method.trace(recording, "classifier", next(iter(truth))).top_k
+            what, asked = f"CLIP-Dissect, {named}, {name}" + (f" over {taken}" if taken else ""), (name, top_k) == ("soft_wpmi", None)
+            if named == "class names":
+                yield f"{what}: exact", exact, "", f">= {EXACT}" if asked else "", exact >= EXACT or not asked
+            yield f"{what}: cosine (the constant's: {constant:.2f})", cosine, "", "", True
+
+
 def rows():
     if not FOLDER:
         yield "real photographs (NEURONBENCH_PHOTOGRAPHS names no folder of classes)", np.nan, "", "unmeasured", True
@@ -72,7 +96,9 @@ def rows():
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, NEURONBENCH_CACHE=cache):
         known = nb.photographs(Path(FOLDER), layers="classifier")
         bench = nb.Workbench(known.target, known.images, Path(cache) / "photographs.zarr")
-        truth = known_units(known.target, nb.ProbingSet.from_folder(FOLDER))
+        photographs = nb.ProbingSet.from_folder(FOLDER)
+        truth = known_units(known.target, photographs)
         if not truth:
             raise ValueError(f"no folder in {FOLDER!r} has the name of a class of ImageNet, such as African_elephant")
+        yield from clip_dissect_rows(known, photographs, truth, Path(cache) / "all.zarr")
         yield from describe_and_dissect_rows(bench, known, truth)
