@@ -199,7 +199,10 @@ export const WIDGETS = {
   scoring_tuner: {
     traits: { ...tuner, scoring: "mean", scorings: ["mean", HOSTILE], beta: 5, t: 10, images_per_candidate: 10 },
     messages: [
-      [{ kind: "painted", exemplars: 1, candidates: ["cat", HOSTILE], counts: [[], [0]], stood_in: HOSTILE }, [JPEG, JPEG]],
+      [
+        { kind: "painted", exemplars: 1, candidates: ["cat", HOSTILE], counts: [[], [0]], stood_in: HOSTILE },
+        [JPEG, JPEG],
+      ],
       [scores, []],
     ],
   },
