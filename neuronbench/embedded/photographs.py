@@ -75,6 +75,7 @@ def package_folder(
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht09
 _SIZES = {0: 224, 2: 260}  # of the images that EfficientNet-Lite0 and -Lite2 take, in pixels
+_PIXELS = transforms.ToTensor(), transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)  # as they were trained
 
 
 def class_names() -> list[str]:
@@ -105,8 +106,7 @@ def lite_transform(
 ) -> Callable:
     """PIL image -> tensor (3, size, size), as EfficientNet-Lite was trained: pixels minus 127, over 128."""
     size = _SIZES[number]
-    return transforms.Compose([transforms.Resize(size + 32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size),
-                               transforms.ToTensor(), transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)])
+    return transforms.Compose([transforms.Resize(size + 32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size), *_PIXELS])
 
 
 LAYERS = "blocks.4", "bn2", "classifier"  # 112 maps of 14 x 14, 1,280 maps of 7 x 7, 1,000 classes
@@ -120,14 +120,14 @@ def lite_target(
     """EfficientNet-Lite as a target with the names of its classes. Errors: those of `lite_network`; KeyError that names the nearest layer."""
     return Target(lite_network(number), layers, lite_transform(number), class_names(), device)
 
+
 def lite_encoder(
     number: int,  # 0 or 2
     device: str | torch.device | None = None,  # the fastest one here if None
 ) -> StageFeatures:
     """EfficientNet-Lite as the eyes of a region captioner: three of its stages, of square pictures of 224 x 224. Errors: those of `lite_network`."""
-    whole = transforms.Compose([transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC), transforms.ToTensor(), transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)])
+    whole = transforms.Compose([transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC), *_PIXELS])
     return StageFeatures(lite_network(number), ("blocks.2", "blocks.4", "bn2"), whole, device)
-
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht12
 SHIPPED = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon",
