@@ -23,7 +23,7 @@ setup(
     package_data={"neuronbench": ["py.typed", "__init__.pyi", "widgets/*.mjs", "widgets/*.css", "show/*.html", "embedded/weights/**/*", "embedded/wordnet_files/*", "describe/published_files/**/*", "lessons/*.ipynb"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("hub", "autoencoder", "study", "photos", "dev")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("hub", "parquet", "autoencoder", "study", "photos", "dev")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )
