@@ -753,7 +753,7 @@ def best_device() -> str:
 
 # %% ../nbs/00_basics.ipynb #libvers2
 LIBRARIES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "timm", "diffusers", "sentence-transformers", "numpy", "pandas", "scipy", "scikit-learn",
-             "opencv-python", "xarray", "zarr", "datasketches", "jupyterlab", "anywidget")
+             "opencv-python", "xarray", "zarr", "jupyterlab", "anywidget")
 
 
 def versions_of(

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import xarray as xr
 import zarr
 from PIL import Image
 from torch import nn
 
 from neuronbench.describe.invert import INVERT
-from neuronbench.probe.exemplars import _ranked, exemplars
+from neuronbench.probe.exemplars import exemplars
 from neuronbench.probe.images import ProbingSet
 from neuronbench.probe.recording import record
 from neuronbench.probe.regions import region_features
@@ -173,12 +172,6 @@ def test_hooks_and_target_are_left_as_they_were():
     recording = recorded(noise(5))
     exemplars(recording, "1")
     assert recording.target.layers == ("1", "4") and not any(m._forward_hooks for m in recording.target.model.modules())
-
-
-def test_ranking_table():
-    values = xr.DataArray([[1.0, 5.0], [1.0, np.nan], [2.0, 7.0]], {"image": [3, 8, 9]}, ("image", "unit"))
-    images, activations = _ranked(values, 2)
-    assert images.tolist() == [[9, 3], [9, 3]] and activations.tolist() == [[2, 1], [7, 5]]
 
 
 def test_a_network_that_has_changed_gives_no_maps_and_leaves_none(tmp_path):

@@ -19,8 +19,8 @@ from torch import nn
 
 import recording_script
 from neuronbench.probe.images import BadImage, ProbingSet
-from neuronbench.probe.recording import record
-from neuronbench.probe.store import StoreError
+from neuronbench.probe.recording import largest, record
+from neuronbench.probe.store import ArrayStore, StoreError
 from neuronbench.probe.target import Target
 
 
@@ -70,6 +70,27 @@ def test_top():
     top = recording.top("4", unit=2, k=5)
     assert list(top.columns) == ["image", "activation"] and top["image"].tolist() == np.argsort(-column)[:5].tolist()
     assert (np.diff(top["activation"]) <= 0).all() and len(recording.top("4", 2, k=1000)) == 30
+
+
+def test_images_are_ranked_once_for_all_units(monkeypatch):
+    recording, calls = recorded(noise(150), ["0"], nn.Sequential(Dead())), []
+    monkeypatch.setattr("neuronbench.probe.recording.largest", lambda values, k: calls.append(values.shape) or largest(values, k))
+    values = recording["0"].values
+    for k in (1, 7, 100):
+        for unit in range(5):
+            assert recording.top("0", unit, k)["image"].tolist() == np.argsort(-values[:, unit], kind="stable")[:k].tolist()
+    images, activations = recording.ranked("0", [4, 0], k=100)
+    assert calls == [(150, 5)] and images.shape == activations.shape == (2, 100) and activations.dtype == np.float32
+    assert recording.top("0", 4, k=150)["image"].tolist() == np.argsort(-values[:, 4], kind="stable").tolist() and calls == [(150, 5), (150, 1)]
+    with pytest.raises(IndexError, match=r"no unit 5 in layer '0': it has 5 units \(0..4\)"):
+        recording.ranked("0", [0, 5])
+
+
+class Dead(nn.Module):
+    """Units that are often equal: the first is always 0, the last never twice the same."""
+
+    def forward(self, x):
+        return (x.flatten(1)[:, :5] * torch.tensor([0, 1, 2, 9, 1000])).floor()
 
 
 def test_missing_layers_units_and_pools():
@@ -203,6 +224,44 @@ def test_quantiles_of_maps_leave_the_right_share_above():
         assert (share - (1 - q)).abs().max() < 5 * np.sqrt(q * (1 - q) / (400 * 16)) + 1e-4
 
 
+class Rising(nn.Module):
+    """Maps (B, 3, side, side) whose values grow from image to image, so that every chunk has other values."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x):
+        values = torch.from_numpy(np.stack([np.random.default_rng(int(seed)).standard_normal((3, self.side, self.side), np.float32) for seed in x[:, 0, 0, 0]]))
+        return values * torch.tensor([1, 1, 1e-3])[:, None, None] + x[:, :1, :1, :1] * torch.tensor([0, 0.01, 1])[:, None, None]
+
+
+@pytest.mark.parametrize(["count", "side"], [(600, 2), (400, 12), (1100, 16), (1500, 32)])
+def test_the_share_above_the_quantile_of_network_dissection_is_right_also_where_images_are_sorted(count, side):
+    images = ProbingSet.from_images([np.array([[[number % 256, number // 256, 0]]], np.uint8) for number in range(count)])
+    target = Target(nn.Sequential(Rising(side)), ["0"], lambda image: torch.tensor(np.asarray(image)[0, 0, :2] @ np.array([1.0, 256.0])).float().reshape(1, 1, 1), device="cpu")
+    recording = record(target, images, workers=0, progress=False)
+    values = Rising(side)(torch.arange(float(count))[:, None, None, None]).transpose(0, 1).flatten(1)
+    for q in (0.99, 0.995, 0.999):
+        share = (values > torch.from_numpy(recording.quantile("0", q))[:, None]).float().mean(1)
+        assert (share - (1 - q)).abs().max() <= (1.5 / values.shape[1] if values.shape[1] <= 65536 and q >= 0.995 else 0.0002 * np.sqrt((1 - q) / 0.005)), (q, share)
+
+
+@pytest.mark.parametrize(["count", "side"], [(300, 6), (700, 16)])
+def test_samples_that_do_not_fit_into_memory_are_sketched_in_between(monkeypatch, count, side):
+    target, images = Target(network(), ["0"], to_tensor, device="cpu"), ProbingSet.from_images(noise(count, side + 2))
+    once = record(target, images, workers=0, progress=False)
+    monkeypatch.setattr("neuronbench.probe.recording._HELD", 50 * 6 * side**2)  # 50 images, of a batch of 64
+    often = record(target, images, workers=0, progress=False)
+    assert once.store.plan == often.store.plan and once.store.plan.held == 50 and often["0"].equals(once["0"])
+    assert (once.quantile("0", 0.5) == often.quantile("0", 0.5)).all() == (side == 6)
+    with torch.no_grad():
+        values = target.model[0](torch.stack([to_tensor(images[index]) for index in range(count)])).transpose(0, 1).flatten(1)
+    for q in (0.9, 0.99, 0.995):
+        share = (values > torch.from_numpy(often.quantile("0", q))[:, None]).float().mean(1)
+        assert (share - (1 - q)).abs().max() <= 0.01 * (1 - q) + 2 / values.shape[1]
+
+
 def of_sizes(*sides):
     """A recording, one image at a time, of squares of these sides; a network that gives a picture's red, and its values (n,)."""
     rng = np.random.default_rng(0)
@@ -219,7 +278,7 @@ def test_quantiles_of_maps_of_different_sizes_are_exact_where_all_positions_were
         assert np.allclose(recording.quantile("0", q), np.quantile(values, q, method="inverted_cdf"), atol=1e-6)
 
 
-@pytest.mark.parametrize("sides", [(8, 64, 64, 8), (64, 64, 65), (150, 150, 150, 8)])
+@pytest.mark.parametrize("sides", [(8, 64, 64, 8), (64, 64, 65), (400, 400, 400, 8)])
 def test_quantiles_of_maps_of_different_sizes_are_refused_where_large_images_would_count_too_little(sides):
     recording, _ = of_sizes(*sides)
     assert recording["0"].shape == (len(sides), 1) and np.isfinite(recording["0"]).all()
@@ -333,6 +392,48 @@ def test_killed_between_the_arrays_of_a_chunk(tmp_path, uninterrupted):
     next(store.glob("*/pooled/1/mean/c/2/0")).with_suffix(".0123456789abcdef.partial").write_bytes(b"half")
     recording_script.run(store, tmp_path / "log")
     assert {name: content for name, content in files(store).items() if ".partial" not in name.name} == uninterrupted
+
+
+@pytest.mark.parametrize("last", range(6))
+def test_killed_while_the_sketches_are_merged_it_computes_nothing_anew(tmp_path, uninterrupted, monkeypatch, last):
+    """With `last` writes of what they become, or with half of what they were removed."""
+    store, log, written = tmp_path / "s", tmp_path / "log", []
+    write, remove = ArrayStore.write, ArrayStore.remove
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def write_some(arrays, name, *values):
+        if name.startswith(("sketch", "counts")):
+            written.append(name) if len(written) < last else killed()
+        write(arrays, name, *values)
+
+    def remove_half(arrays, folder):
+        remove(arrays, f"{folder}/1/points")
+        killed()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ArrayStore, "write", write_some)
+        patch.setattr(ArrayStore, "remove", remove_half)
+        recording_script.run(store, log)
+    assert list(store.glob("*/partial")) and len(written) == min(last, 4)
+    log.write_text("")
+    recording_script.run(store, log)
+    assert log.read_text() == "" and files(store) == uninterrupted
+
+
+def test_nothing_is_left_of_the_sketches_of_chunks(tmp_path, uninterrupted):
+    assert not [path for path in uninterrupted if "partial" in path.parts] and {"sketch", "counts"} < {path.parts[1] for path in uninterrupted if len(path.parts) > 2}
+
+
+def test_sketches_that_are_lost_are_made_anew_of_all_images(tmp_path, uninterrupted):
+    store, log = tmp_path / "s", tmp_path / "log"
+    recording_script.run(store, log)
+    next(store.glob("*/sketch/3/c/0/0")).unlink()
+    log.write_text("")
+    with pytest.warns(UserWarning, match="the quantile sketches of the recording are missing or damaged: all its images are computed anew"):
+        recording_script.run(store, log)
+    assert sorted(map(int, log.read_text().split())) == list(range(recording_script.COUNT)) and files(store) == uninterrupted
 
 
 def test_failure_in_the_middle_loses_nothing(tmp_path):

@@ -1,10 +1,12 @@
 """Stores that lose files, bytes or their folder: what is damaged is computed anew or refused, and never served."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -327,6 +329,36 @@ def test_what_is_nothing_but_fill_values_is_not_missing(tmp_path):
     assert [what for _, _, what in arrays.damaged("a")] == ["missing"] * 2
     arrays.write("a", slice(None), np.nan)
     assert np.isnan(arrays.read("a", plan)).all() and not arrays.damaged("a")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 7)])
+def test_a_store_takes_at_most_three_times_its_pooled_values(tmp_path, size):
+    """Of 2,000 images: vectors, maps of so few positions that all are kept, and others."""
+    recording = wide(tmp_path / "s", 2000, 512, size)
+    taken = sum(path.stat().st_size for path in (tmp_path / "s").rglob("*") if path.is_file())
+    assert taken <= 3 * 4 * 2000 * 512, taken / (4 * 2000 * 512)
+    assert recording["0"].shape == (2000, 512) and np.unique(recording["0"]).size > 500_000  # hardly to be compressed
+
+
+def wide(store, count, units, size):
+    """A recording of many images that are small, and of units whose values hardly compress."""
+    values = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+    torch.manual_seed(0)
+    network = Target(nn.Sequential(nn.Conv2d(3, units, 1)), ["0"], to_tensor, device="cpu")
+    return record(network, ProbingSet.from_images(list(values)), store, workers=0, batch_size=256, progress=False)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_layer_is_read_and_ranked_in_little_more_than_its_own_memory(tmp_path, bad):
+    recording = wide(tmp_path / "s", 256 * 40, 512, (1, 1))
+    if bad:
+        recording.store.arrays.write("finished", 1, json.dumps([[300, "300", "a scratch"]]))
+    tracemalloc.start()
+    recording.top("0", 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert recording["0"].shape == (256 * 40 - bad, 512) and peak <= 1.4 * recording["0"].nbytes, peak / recording["0"].nbytes
+    assert np.array_equal(recording["0"].values, recording.store.arrays.read("pooled/0/mean", recording.store.planned["pooled/0/mean"])[recording["0"]["image"]])
 
 
 def test_a_store_in_memory_has_no_files_to_lose():

@@ -21,18 +21,6 @@ from .passes import passed
 from .recording import Recording, checked_unit
 from .store import keep_array, kept_array
 
-# %% ../../nbs/probe/04_exemplars.ipynb #159c0c1f
-def _ranked(
-    values,  # (image, unit) xarray.DataArray of pooled activations
-    k,
-):
-    """(images (U, k) positions in the probing set, activations (U, k)), largest first; -1 and NaN where no image is left."""
-    finite = np.isfinite(values.values)
-    order = np.argsort(np.where(finite, -values.values, np.inf), axis=0, kind="stable")[:k].T
-    ranked = np.take_along_axis(finite.T, order, 1)
-    images = np.where(ranked, values["image"].values[order], -1)
-    return images, np.where(ranked, np.take_along_axis(values.values.T, order, 1), np.nan).astype(np.float32)
-
 # %% ../../nbs/probe/04_exemplars.ipynb #cb307d3d
 def _gathered(recording, layer, images, wanted, units):
     """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k), or None for a layer without maps. Errors: ValueError for images that have changed."""
@@ -122,7 +110,7 @@ def exemplars(
     units = _checked_units(units, values, layer)
     if k < 1:
         raise ValueError(f"k is {k}: expected at least one image per unit")
-    best, activations = _ranked(values[:, units], k)
+    best, activations = recording.ranked(layer, units, k, pool)
     if (best < 0).any():
         short = (best < 0).any(1).sum()
         warnings.warn(f"{short} units of {layer!r} are finite on fewer than {best.shape[1]} images: the rest is -1")

@@ -284,6 +284,21 @@ class _Arrays:
         """Put values into an array."""
         self._group[name].with_config(_CODED["config"])[where] = values  # else zarr leaves out a chunk of nothing but fill values
 
+    def holds(
+        self,
+        folder: str,
+    ) -> bool:
+        """Whether files of arrays whose names begin with `folder`/ are there; no for a store in memory."""
+        top = _folder_of(self._group)
+        return top is not None and os.path.lexists(top / self._group.path / folder)
+
+    def remove(
+        self,
+        folder: str,
+    ) -> None:
+        """Remove all arrays whose names begin with `folder`/."""
+        del self._group[folder]
+
     def damaged(
         self,
         name: str,
