@@ -680,6 +680,26 @@ def test_damaged_parquet(tmp_path):
         rows(path)
 
 
+def test_any_flipped_byte_of_parquet_is_refused_or_is_in_an_image_or_a_label(tmp_path):
+    random, whole = np.random.default_rng(1), np.frombuffer(written(tmp_path / "0.parquet", table_of(["a", "b", "a", "c"]), row_group_size=2).read_bytes(), np.uint8)
+    refusals = 0
+    for trial in range(60):
+        damaged = whole.copy()
+        damaged[random.integers(0 if trial % 2 else len(whole) - 900, len(whole), 2)] ^= random.integers(1, 256, 2).astype(np.uint8)
+        (tmp_path / "damaged.parquet").write_bytes(damaged.tobytes())
+        try:
+            images = rows(tmp_path / "damaged.parquet")
+        except ShardError as error:
+            refusals += "\n" not in str(error)
+            continue
+        for position in range(4):
+            try:
+                assert images[position].mode == "RGB"
+            except BadImage as bad:
+                assert bad.reason
+    assert 0 < refusals < 60
+
+
 def test_a_parquet_file_that_changed(tmp_path):
     path = written(tmp_path / "0.parquet", table_of(), row_group_size=1)
     images = rows(path)
