@@ -507,12 +507,14 @@ _COLUMNS = 32  # units whose values are copied at once
 
 
 def _largest_of(column, k):
-    finite = np.flatnonzero(np.isfinite(column))
-    if len(finite) > k:
-        limit = np.partition(column[finite], -k)[-k]
-        above, equal = finite[column[finite] > limit], finite[column[finite] == limit]
-        finite = np.sort(np.concatenate([above, equal[: k - len(above)]]))
-    return finite[np.argsort(-column[finite], kind="stable")]
+    finite = np.isfinite(column)
+    column, rows = np.where(finite, column, -np.inf), np.arange(len(column))
+    if k < len(column):
+        limit = np.partition(column, -k)[-k]
+        above = np.flatnonzero(column > limit)
+        rows = np.sort(np.concatenate([above, np.flatnonzero(column == limit)[: k - len(above)]]))
+    rows = rows[finite[rows]]
+    return rows[np.argsort(-column[rows], kind="stable")]
 
 # %% ../../nbs/probe/03_recording.ipynb #d9a5d57e
 def check_parts(target: Target, images: ProbingSet) -> None:

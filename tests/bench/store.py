@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.transforms import ToTensor
 
 import neuronbench as nb
 
@@ -33,13 +34,9 @@ class Noise:
         return np.random.default_rng(index).integers(index * 128 // self.count, 128 + index * 128 // self.count, (self.side, self.side, 3), np.uint8)
 
 
-def to_tensor(image):
-    return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255
-
-
 def opened(store, count, units, side):
     torch.manual_seed(0)
-    target = nb.Target(torch.nn.Sequential(torch.nn.Conv2d(3, units, 1)), ["0"], to_tensor, device="cpu")
+    target = nb.Target(torch.nn.Sequential(torch.nn.Conv2d(3, units, 1)), ["0"], ToTensor(), device="cpu")  # not a function of this file, which would have another key in the other process
     return nb.record(target, nb.ProbingSet.from_dataset(Noise(count, side)), store, workers=0, batch_size=256, progress=False)
 
 
@@ -52,7 +49,7 @@ def share_error(recording, thresholds, side):
     convolution, above = recording.target.model[0], torch.zeros(CHECKED)
     weight, bias = convolution.weight[:CHECKED].detach(), convolution.bias[:CHECKED].detach()
     for start in range(0, recording.count, 1000):
-        pixels = torch.stack([to_tensor(recording.images[index]) for index in range(start, min(start + 1000, recording.count))])
+        pixels = torch.stack([recording.target.preprocess(recording.images[index]) for index in range(start, min(start + 1000, recording.count))])
         values = torch.nn.functional.conv2d(pixels, weight, bias)
         above += (values > torch.from_numpy(thresholds[:CHECKED])[:, None, None]).sum((0, 2, 3))
     return (above / (recording.count * side**2) - 0.005).abs().max().item()
@@ -75,6 +72,7 @@ def read_and_print(store, *shape):
     """Prints the seconds of `quantile`, of the first `top` and of another, and the memory that they took over the pooled bytes."""
     count, units, side = map(int, shape)
     recording = opened(store, count, units, side)
+    assert sum(path.is_dir() for path in Path(store).iterdir()) == 1, "opened, not recorded anew"
     quantile = min(seconds(lambda: recording.quantile("0", 0.995)) for _ in range(3))
     before = resident("VmRSS", forget=True)
     first, second = seconds(lambda: recording.top("0", 0)), seconds(lambda: recording.top("0", units - 1))
