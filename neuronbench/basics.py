@@ -314,8 +314,9 @@ def _class_pieces(content, kind):
 
 def _patches(kind):
     """{name: function} of what the user put into an installed class, or one that it is made from, in place of the library's own."""
-    members = [pair for base in kind.__mro__ for pair in vars(base).items()]
-    return {name: member for name, member in members if isinstance(member, types.FunctionType) and not _installed(member.__module__)}
+    functions = [(name, member) for base in kind.__mro__ for name, member in vars(base).items() if isinstance(member, types.FunctionType)]
+    installed = {module: _installed(module) for module in {member.__module__ for _, member in functions}}  # a class has many functions of few modules
+    return {name: member for name, member in functions if not installed[member.__module__]}
 
 
 def _space_pieces(content, module):

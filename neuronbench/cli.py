@@ -105,13 +105,15 @@ def demo(
 def save_results(bench: "Workbench", descriptions: "pd.DataFrame", units: dict[str, list[int]], folder: Path | str) -> Path:
     """Write `descriptions.csv` and `cards/LAYER_UNIT.png` for `units` (a dict of layer to unit numbers); returns the CSV's path."""
     from neuronbench.describe.descriptions import write_descriptions
+    from neuronbench.probe.target import hashed_once
 
     folder = Path(folder)
     (folder / "cards").mkdir(parents=True, exist_ok=True)
     write_descriptions(descriptions, folder / "descriptions.csv")
-    for layer, unit in ((layer, unit) for layer in units for unit in units[layer]):
-        name = "".join(c if c.isalnum() or c in "-." else "_" for c in layer)
-        bench.card(layer, unit).save(folder / "cards" / f"{name}_{unit:04d}.png", dpi=120)
+    with hashed_once():
+        for layer, unit in ((layer, unit) for layer in units for unit in units[layer]):
+            name = "".join(c if c.isalnum() or c in "-." else "_" for c in layer)
+            bench.card(layer, unit).save(folder / "cards" / f"{name}_{unit:04d}.png", dpi=120)
     return folder / "descriptions.csv"
 
 # %% ../nbs/03_cli.ipynb #0f85d2c5
@@ -797,11 +799,17 @@ def demo_photographs(
     folder: Path | str = "neuronbench-photos",  # where the table, the cards and the report go; made if missing
 ) -> None:
     """Describe units of a real network on photographs, print the table, and save it with cards and a report. Errors: those of `Workbench.photos`."""
-    from neuronbench.embedded.photographs import outstanding_units
+    from neuronbench.probe.target import hashed_once
     from neuronbench.workbench import Workbench
 
     check_out(folder)
-    bench = Workbench.photos(photographs, gallery)
+    with hashed_once():
+        _describe_photographs(Workbench.photos(photographs, gallery), folder)
+
+
+def _describe_photographs(bench, folder):
+    from neuronbench.embedded.photographs import outstanding_units
+
     print(f"Network: EfficientNet-Lite0, trained on ImageNet, on {bench.target.device}. Images: {bench.images!r}\nWhat stands in for what:")
     for said in bench.stood_in.itertuples():
         print(f"  {said.sentence}")

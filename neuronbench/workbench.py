@@ -28,7 +28,7 @@ from .probe.images import ProbingSet
 from .probe.layout import POOLINGS, Layout
 from .probe.passes import first_readable
 from .probe.recording import Recording, check_parts, record
-from .probe.target import Target
+from .probe.target import Target, hashed_once
 from .show.card import Card, Cards, card, cards
 from .show.report import method_settings, write_report
 from .widgets.browser import Browser, browse
@@ -259,7 +259,8 @@ class ViewingBench(DescribingBench):
         shown = self.descriptions if layers is None else self.descriptions[self.descriptions.layer.isin(layers)]
         failures = [failure for failure in self.failures if layers is None or failure["layer"] in layers]
         comparison = None if values is None else summary(values)
-        return write_report(path, self._recorded(tuple(shown.layer.unique()), pool), shown, comparison, failures, self._settings, pool=pool, **options)
+        with hashed_once():
+            return write_report(path, self._recorded(tuple(shown.layer.unique()), pool), shown, comparison, failures, self._settings, pool=pool, **options)
 
 # %% ../nbs/02_workbench.ipynb #1eab0228
 class Workbench(ViewingBench):

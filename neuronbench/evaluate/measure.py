@@ -9,7 +9,7 @@ __all__ = ['ROW', 'MEASURES', 'BASELINE', 'CONSTANT', 'first_descriptions', 'des
 # %% ../../nbs/evaluate/02_measure.ipynb #mea02
 import warnings
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from itertools import combinations
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from ..foundation.interfaces import with_stand_ins
 from ..pictures import new_figure
 from ..probe.recording import Recording
 from ..probe.target import hashed_once
-from ..registry import Registry
+from ..registry import Registry, class_fault
 
 
 # %% ../../nbs/evaluate/02_measure.ipynb #mea06
@@ -122,12 +122,8 @@ def measure_fault(
     kind: object,  # what is said to be a measure
 ) -> str:
     """Why something is no complete measure, a sentence; an empty text if it is one."""
-    if not (isinstance(kind, type) and issubclass(kind, Measure)):
-        return f"{kind!r:.80} is no subclass of neuronbench.evaluate.measure.Measure"
-    if not (is_dataclass(kind) and kind.__dataclass_params__.frozen):
-        return f"{kind.__qualname__} is no frozen dataclass: write @dataclass(frozen=True, eq=False) above it"
-    if not isinstance(getattr(kind, "name", None), str):
-        return f"{kind.__qualname__} has no name: give it name = ..., a text"
+    if fault := class_fault(kind, Measure, ("name",)):
+        return fault
     if not isinstance(getattr(kind, "gives", None), dict | property):
         return f"{kind.__qualname__} does not say what it gives: give it gives = {{name of a measure: what a guess gets}}"
     if kind.values is Measure.values:

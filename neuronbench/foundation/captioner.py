@@ -166,7 +166,7 @@ class ConceptCaptioner:
     ):
         if isinstance(concepts, str) or not len(concepts):
             raise ValueError(f"concepts is a list of at least one word or phrase, not {concepts!r}")
-        self.clip, self.concepts = clip, list(concepts)
+        self.clip, self.concepts, self.works_with = clip, list(concepts), (clip,)
         warn_of_concepts(clip, self.concepts)
 
     def __repr__(self):

@@ -391,6 +391,7 @@ class Gallery(_Choosing):
         space: ImageTextModel,  # CLIP, or another model that has images and texts in one space
     ):
         super().__init__(images, space)
+        self.works_with = (space,)
 
     def __repr__(self):
         return f"Gallery({len(self.images)} images, {self.space!r}" + (f", without {sum(map(len, self._apart))} others)" if self._apart else ")")

@@ -224,12 +224,14 @@ class StandIn(NamedTuple):
 def stand_ins(
     models: Iterable[Any],  # of any kind, and tables and lists that a method works with; None for one that is not given
 ) -> list[StandIn]:
-    """What those of the models that stand in for others say of it, each once, in their order."""
-    return list(dict.fromkeys(said for model in models if (said := _said_of(model)) is not None))
+    """What those of the models that stand in for others say of it, each once, in their order; and then those that a model `works_with`, its attribute."""
+    models = list(models)
+    below = [each for model in models for each in _of(model, "works_with", ())]
+    return list(dict.fromkeys(said for model in [*models, *below] if (said := _of(model, "stands_in", None)) is not None))
 
 
-def _said_of(model):
-    return model.attrs.get("stands_in") if isinstance(model, pd.DataFrame) else getattr(model, "stands_in", None)  # a table's attributes are its columns
+def _of(model, name, absent):
+    return model.attrs.get(name, absent) if isinstance(model, pd.DataFrame) else getattr(model, name, absent)  # a table's attributes are its columns
 
 
 def with_stand_ins(

@@ -23,15 +23,13 @@ from .store import keep_array, kept_array
 
 # %% ../../nbs/probe/04_exemplars.ipynb #cb307d3d
 def _gathered(recording, layer, images, wanted, units):
-    """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k), or None for a layer without maps. Errors: ValueError for images that have changed."""
+    """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k). Errors: ValueError for images that have changed."""
     recorded, pool, gathered = recording[layer], recording.pool_of(layer), None
 
     def see(activation, layout, size):
         return maps(activation, layout, size), pooled(activation, layout, pool)
 
     for numbers, (of_batch, activations) in passed(recording.target.at(layer), images, np.unique(wanted[wanted >= 0]).tolist(), see):
-        if of_batch is None:
-            return None
         _refuse_change(layer, recorded.sel(image=numbers).values, activations)
         if gathered is None:
             gathered = np.full((*wanted.shape, *of_batch.shape[2:]), np.nan, np.float32)
@@ -56,14 +54,15 @@ def _place(maps, indices, gathered, wanted, units):
 
 # %% ../../nbs/probe/04_exemplars.ipynb #027924f3
 def _kept_maps(recording, layer, units, wanted, images):
-    """The maps of `wanted` (U, k) from beside the recording, gathered and stored there first if need be."""
+    """The maps of `wanted` (U, k) from beside the recording, gathered and stored there first if need be; None for a layer without maps."""
+    if not recording.layouts[layer].has_maps:
+        return None
     arrays, name = recording.store.arrays, f"exemplars/{content_key(layer, units, wanted)}"
     maps = kept_array(arrays, name)
     if maps is None:
         recording.check_network()
         maps = _gathered(recording, layer, images, wanted, units)
-        if maps is not None:
-            _keep(arrays, name, maps)
+        _keep(arrays, name, maps)
     return maps
 
 

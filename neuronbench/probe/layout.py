@@ -69,6 +69,11 @@ class Layout:
         return replace(self, kind=kind, calls=1, call=1)
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the positions lie in the image: cells of a map, or patches."""
+        return self.kind.startswith(("maps", "tokens"))
+
+    @property
     def pools(self) -> tuple:
         """The poolings that the layer can have; the first is the papers' default: class token, else mean."""
         return POOLINGS if self.class_token else POOLINGS[1:]

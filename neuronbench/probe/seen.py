@@ -6,12 +6,13 @@
 __all__ = ['seen_box', 'Seen']
 
 # %% ../../nbs/probe/07_seen.ipynb #seencell2
-import functools
 from collections.abc import Callable
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image
 
+from ..basics import ContentStore, cache_folder, content_key
 from .images import CHANNELS, ProbingSet
 from .target import Target
 
@@ -114,7 +115,7 @@ def seen_box(
     does not do the same each time, pads before it scales each image by itself, or keeps too little of them.
     """
     width, height = size
-    flat = functools.cache(lambda level: _response(preprocess, np.full((height, width), level), channels))  # black and white are the same along both axes
+    flat = cache(lambda level: _response(preprocess, np.full((height, width), level), channels))  # black and white are the same along both axes
 
     def response(levels):
         low, high = float(levels.min()), float(levels.max())
@@ -129,6 +130,21 @@ def seen_box(
     return across[0], down[0], across[1], down[1]
 
 # %% ../../nbs/probe/07_seen.ipynb #22b570f1
+def _kept_boxes(preprocess):
+    """`seen_box` of a preprocessing, found once for each size and kept in `cache_folder("seen")`."""
+    store, code = ContentStore(cache_folder("seen") / "boxes.sqlite"), content_key(seen_box, preprocess)
+
+    @cache
+    def box(size, channels):
+        key = content_key(code, size, channels)
+        if key not in (found := store.get([key])):
+            found = {key: np.array(seen_box(preprocess, size, channels), "<i8").tobytes()}
+            store.put(found)
+        return tuple(np.frombuffer(found[key], "<i8").tolist())
+
+    return box
+
+
 class Seen:
     """`seen[i]` is image i of a probing set as the target saw it: a PIL RGB image, before scaling, black where it was padded. Errors: BadImage; those of `seen_box`."""
 
@@ -137,8 +153,11 @@ class Seen:
         images: ProbingSet,
         target: Target,  # its preprocessing decides
     ):
-        self.images = images
-        self._box = functools.cache(lambda size, channels: seen_box(target.preprocess, size, channels))
+        self.images, self._target = images, target
+
+    @cached_property
+    def _box(self):
+        return _kept_boxes(self._target.preprocess)
 
     def __getitem__(self, position: int) -> Image.Image:
         return self.part(self.images[int(position)])

@@ -48,7 +48,7 @@ class Lettering:
     def shortened(self, text: object, room: float, size: float, **style: object) -> str:
         """The text on one line, its end replaced by an ellipsis where it exceeds `room` inches."""
         text = one_line(text)
-        if self.fitting(text, room, size, **style) == len(text):
+        if self.width(text, size, **style) <= room:
             return text
         return text[: self.fitting(text, room, size, "…", **style)].rstrip() + "…"
 

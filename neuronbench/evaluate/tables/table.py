@@ -10,7 +10,7 @@ __all__ = ['SHOWN', 'tables', 'Published', 'PaperModel', 'Made', 'plain', 'stood
 import html
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -27,7 +27,7 @@ from ...foundation.interfaces import stand_ins
 from ...probe.images import ProbingSet
 from ...probe.recording import Recording
 from ...probe.target import Target
-from ...registry import Registry
+from ...registry import Registry, class_fault
 
 # %% ../../../nbs/evaluate/tables/01_table.ipynb #tab06
 class Published(NamedTuple):
@@ -266,12 +266,8 @@ def table_fault(
     kind: Any,  # what is said to be a table
 ) -> str:
     """Why something is no complete table, a sentence; an empty text if it is one."""
-    if not (isinstance(kind, type) and issubclass(kind, PaperTable)):
-        return f"{kind!r:.80} is no subclass of neuronbench.evaluate.tables.table.PaperTable"
-    if not (is_dataclass(kind) and kind.__dataclass_params__.frozen):
-        return f"{kind.__qualname__} is no frozen dataclass: write @dataclass(frozen=True, eq=False) above it"
-    if lacking := [name for name in ("name", "title", "paper", "needs") if not isinstance(getattr(kind, name, None), str)]:
-        return f"{kind.__qualname__} has no {lacking[0]}: give it {lacking[0]} = ..., a text"
+    if fault := class_fault(kind, PaperTable, ("name", "title", "paper", "needs")):
+        return fault
     if kind.made is PaperTable.made:
         return f"{kind.__qualname__} makes nothing: give it made(self, bench)"
     return ""
