@@ -96,15 +96,6 @@ def test_card_names_never_leave_their_folder(tmp_path):
     assert not (Path(tmp_path).parent / "escape_0001.png").exists()
 
 
-def test_a_trained_world_is_measured_and_loads(tmp_path, capsys):
-    from neuronbench.embedded.world import World
-
-    cli.train(tmp_path / "world", scenes=64, epochs=1, held_out=160)
-    said = capsys.readouterr().out
-    assert "accuracy of the target" in said and "right caption among 32" in said and str(tmp_path) in said
-    assert World(tmp_path / "world", scenes=4).target.layers[-1] == "fc"
-
-
 def test_the_world_command_trains(monkeypatch):
     called = []
     monkeypatch.setattr(cli, "train", lambda folder, seed: called.append((folder, seed)))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neuronbench import cli
 from neuronbench.embedded.drawing import rendering
 from neuronbench.embedded.drawing.objects import pieces
 from neuronbench.embedded.drawing.rendering import HELD_OUT_SEED, Scenes, render
@@ -261,14 +262,16 @@ def test_nothing_shown_was_trained_on(here):
     assert not trained & set(here.scenes.scenes)
 
 
-def test_training_writes_a_world_that_loads_and_repeats_itself(tmp_path):
-    for name in "ab":
-        train_world(tmp_path / name, seed=5, scenes=64, epochs=2, workers=0, device="cpu")
+def test_training_by_the_command_writes_a_world_that_is_measured_loads_and_repeats_itself(tmp_path, capsys):
+    settings = {"seed": 5, "scenes": 24, "epochs": 1}
+    cli.train(tmp_path / "a", held_out=160, **settings)
+    said = capsys.readouterr().out
+    assert "accuracy of the target" in said and "right caption among 32" in said and str(tmp_path) in said
     rebuilt = World(tmp_path / "a", scenes=4)
-    assert rebuilt.clip.embed_images(rebuilt.images).shape[0] == 4 and rebuilt.target.classes == list(KINDS)
-    for path in (tmp_path / "a").rglob("*.safetensors"):
-        twin = tmp_path / "b" / path.relative_to(tmp_path / "a")
-        assert path.read_bytes() == twin.read_bytes()
+    assert rebuilt.clip.embed_images(rebuilt.images).shape[0] == 4 and rebuilt.target.classes == list(KINDS) and rebuilt.target.layers[-1] == "fc"
+    train_world(tmp_path / "b", workers=0, device="cpu", **settings)
+    written = sorted((tmp_path / "a").rglob("*.safetensors"))
+    assert len(written) == 6 and all(path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() for path in written)
 
 
 def test_missing_weights_say_what_is_missing(tmp_path):

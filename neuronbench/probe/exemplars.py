@@ -23,7 +23,7 @@ from .store import keep_array, kept_array
 
 # %% ../../nbs/probe/04_exemplars.ipynb #cb307d3d
 def _gathered(recording, layer, images, wanted, units):
-    """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k). Errors: ValueError for images that have changed."""
+    """(U, k, h, w) float32 maps of `units` on the images `wanted` (U, k), or None where no image is wanted. Errors: ValueError for images that have changed."""
     recorded, pool, gathered = recording[layer], recording.pool_of(layer), None
 
     def see(activation, layout, size):
@@ -62,7 +62,8 @@ def _kept_maps(recording, layer, units, wanted, images):
     if maps is None:
         recording.check_network()
         maps = _gathered(recording, layer, images, wanted, units)
-        _keep(arrays, name, maps)
+        if maps is not None:
+            _keep(arrays, name, maps)
     return maps
 
 
