@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'choose', 'UnknownChoice', 'name_list', 'check_columns', 'content_key', 'cache_folder', 'replacing',
            'keep_file', 'kept_file', 'mapped_file', 'ContentStore', 'clean_text', 'clean_name', 'readable_number',
-           'best_device', 'versions_of', 'no_code']
+           'best_device', 'lacks_memory', 'BatchLimit', 'versions_of', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
 import atexit
@@ -13,6 +13,7 @@ import copyreg
 import difflib
 import dis
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -30,9 +31,10 @@ import types
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -751,6 +753,67 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+# %% ../nbs/00_basics.ipynb #batlimfn
+def lacks_memory(
+    error: Exception,  # of torch
+) -> bool:
+    """Whether it says that a device has too little memory: CUDA by a class of its own, MPS and cuDNN in words."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def _attempt(work, items):
+    """(`work(items)`, None), or (None, what is said of the memory that it lacks); by then all that it held is free again."""
+    try:
+        return work(items), None
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+    gc.collect()  # what failed may hold itself, and tensors, in a circle
+    return None, said
+
+
+class BatchLimit:
+    """The most items that a model takes at once. `largest`: None until memory runs out, then half of what did not fit, for the rest of the run."""
+
+    def __init__(
+        self,
+        model: str,  # its name, for messages
+    ):
+        self.model, self.largest = model, None
+
+    def parts(
+        self,
+        work: Callable,  # from some items to anything; called anew on fewer of them where memory runs out
+        batch: Sequence,  # B items: a list, a range, or a tensor (B, ...)
+    ) -> Iterator[tuple[slice, Any]]:
+        """Yield (slice of the batch, what `work` gives for it), in order: one for a batch that fits.
+
+        A warning says the size that fits, once it is known. Errors: torch.OutOfMemoryError, one sentence, where not even one item fits; those of `work`.
+        """
+        start = 0
+        while start < len(batch):
+            part, done = self._fitting(work, batch, start)
+            yield part, done
+            start = part.stop
+
+    def _fitting(self, work, batch, start):
+        """(slice from `start` on that fits, what `work` gives for it)."""
+        import torch
+
+        wanted = size = min(self.largest or len(batch), len(batch) - start)
+        done, lack = _attempt(work, batch[start : start + size])
+        while lack:
+            if size == 1:
+                raise torch.OutOfMemoryError(f"{self.model} runs out of memory with a single item ({lack}): expected a device with more memory free, smaller images or a lower precision")
+            size = self.largest = size // 2
+            done, lack = _attempt(work, batch[start : start + size])
+        if size < wanted:
+            warnings.warn(f"{self.model} runs out of memory with {wanted} items at once: from here on it takes {size} at once", stacklevel=4)
+        return slice(start, start + size), done
 
 # %% ../nbs/00_basics.ipynb #libvers2
 LIBRARIES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "timm", "diffusers", "sentence-transformers", "numpy", "pandas", "scipy", "scikit-learn",

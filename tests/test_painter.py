@@ -97,7 +97,7 @@ def test_nothing_asked(folder):
         paints(folder).paint("a red boat")
 
 
-@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("failure", [RuntimeError("CUDA error: an illegal memory access was encountered"), KeyboardInterrupt()])
 def test_what_was_painted_before_a_failure_is_kept(folder, monkeypatch, failure):
     painter, calls = paints(folder, batch_size=2), []
     pipeline = painter.pipeline
@@ -116,6 +116,36 @@ def test_what_was_painted_before_a_failure_is_kept(folder, monkeypatch, failure)
     batches = called(painter, monkeypatch)
     assert [len(row) for row in painter.paint(PROMPTS, count=2)] == [2, 2, 2]
     assert batches == [[(PROMPTS[2], 0), (PROMPTS[2], 1)]]
+
+
+def with_room_for(painter, most):
+    """The painter on a pretended device with room for `most` images."""
+    pipeline = painter.pipeline
+
+    def runs_out(prompts, **settings):
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return pipeline(prompts, **settings)
+
+    assert painter.fingerprint
+    painter.pipeline = runs_out
+    return painter
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_from_then_on(folder, tmp_path, monkeypatch):
+    expected = paints(folder).paint(PROMPTS, count=2)
+    monkeypatch.setenv("NEURONBENCH_CACHE", str(tmp_path / "other"))
+    painter = with_room_for(paints(folder), 3)
+    batches = called(painter, monkeypatch)
+    with pytest.warns(UserWarning, match="the painter runs out of memory with 4 items at once: from here on it takes 2 at once"):
+        painted = painter.paint(PROMPTS, count=2)
+    assert [len(batch) for batch in batches] == [4, 2, 2, 2]
+    assert max(difference(one, other) for row, others in zip(painted, expected) for one, other in zip(row, others, strict=True)) <= 2
+
+
+def test_an_image_that_does_not_fit_into_memory_is_one_sentence(folder):
+    with pytest.raises(torch.OutOfMemoryError, match="the painter runs out of memory with a single item .*: expected a device with more memory free"):
+        with_room_for(paints(folder), 0).paint(PROMPTS, count=2)
 
 
 def test_what_the_safety_filter_blacks_out_is_left_out_and_not_painted_again(tmp_path, monkeypatch):

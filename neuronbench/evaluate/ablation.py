@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from tqdm.auto import tqdm
 
-from ..basics import check_columns, choose
+from ..basics import check_columns, choose, lacks_memory
 from .measure import Measure, first_descriptions
 from ..pictures import new_figure
 from ..probe.hooks import Hook, one_at_a_time
@@ -331,6 +331,8 @@ class _Passes:
                     return whole
                 self._give_up("it gave other scores when it was run again")
             except Exception as error:  # if it is the batch's fault, the whole pass raises it
+                if lacks_memory(error):
+                    raise
                 self._give_up(error)
         return self.target.class_scores(batch)
 
@@ -355,11 +357,24 @@ def _tallied(target, images, passes, count, on_bad_image, progress):
         for positions, batch in batches(pairs):
             true = labels[positions]
             seen += np.bincount(true, minlength=len(seen))
-            with target.running():
-                for row, scores in enumerate(passes(target.cast(batch))):
-                    right[row] += np.bincount(true[_best(scores, true) == true], minlength=len(seen))
-                    bar.update(len(batch))
+            answers = target.batch_limit.parts(lambda rows: _answers(target, passes, batch[rows.start : rows.stop], true[rows.start : rows.stop], bar), range(len(batch)))
+            for part, among in answers:
+                right += [np.bincount(true[part][row], minlength=len(seen)) for row in among]
     return right, seen, pd.DataFrame([(name, reason) for _, name, reason in bad], columns=["id", "reason"])
+
+
+def _answers(target, passes, batch, true, bar):
+    """(count, B) bool: which images have their highest score at their label, in each of the scores that `passes(batch)` yields."""
+    among, before = [], bar.n
+    try:
+        with target.running():
+            for scores in passes(target.cast(batch)):
+                among.append(_best(scores, true) == true)
+                bar.update(len(batch))
+    except Exception:
+        bar.update(before - bar.n)  # fewer images may be tried
+        raise
+    return np.stack(among)
 
 
 def _best(scores, true):

@@ -8,12 +8,13 @@ __all__ = ['image_keys', 'text_keys', 'loaded_ahead', 'KeptVectors']
 # %% ../../nbs/foundation/12_kept.ipynb #kept03
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, cache_folder, content_key
+from ..basics import BatchLimit, ContentStore, cache_folder, content_key
 from .interfaces import Images
 
 # %% ../../nbs/foundation/12_kept.ipynb #kept05
@@ -58,6 +59,10 @@ class KeptVectors:
     label: str  # what computes, as progress shows it
     dim: int  # values of a vector
 
+    @cached_property
+    def _limit(self):
+        return BatchLimit(self.label)
+
     def embedded(
         self,
         fingerprint: str,  # a hash of all that shapes a vector but the key's content: the file that they are kept in
@@ -67,14 +72,15 @@ class KeptVectors:
         batch_size: int,
         what: str,  # "images" or "texts", as progress shows it; none is shown if empty
     ) -> np.ndarray:
-        """(key, dim) float32; what is not yet kept is computed in batches, and each batch is kept. Errors: those of `load` and `encode`."""
+        """(key, dim) float32; what is not yet kept is computed in batches, smaller ones where memory runs out, and each batch is kept. Errors: those of `load`, `encode` and `BatchLimit`."""
         store = ContentStore(cache_folder(self.folder) / f"{fingerprint}.sqlite")
         kept = store.get(keys).items()
         found = {key: np.frombuffer(vector, "<f4") for key, vector in kept if len(vector) == 4 * self.dim}  # another length is damage: a miss
         missing = list({key: position for position, key in enumerate(keys) if key not in found}.values())
         batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
         for batch, loaded in tqdm(loaded_ahead(load, batches), f"{self.label} embeds {what}", len(batches), disable=not (what and batches)):
-            new = dict(zip([keys[position] for position in batch], encode(loaded), strict=True))
-            store.put({key: vector.astype("<f4").tobytes() for key, vector in new.items()})
-            found.update(new)
+            for part, vectors in self._limit.parts(encode, loaded):
+                new = dict(zip([keys[position] for position in batch[part]], vectors, strict=True))
+                store.put({key: vector.astype("<f4").tobytes() for key, vector in new.items()})
+                found.update(new)
         return np.stack([found[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..basics import ContentStore, best_device, cache_folder, content_key
+from ..basics import BatchLimit, ContentStore, best_device, cache_folder, content_key
 from .hub import dtype_of, loading, part_key
 from ..pictures import png
 
@@ -70,6 +70,10 @@ def _is_whole(png):
 class _KeptPictures:
     """Pictures that are painted once and kept. A subclass has `fingerprint`, `batch_size` and `_paint([(prompt, number)])`, which gives the PNG of each."""
 
+    @cached_property
+    def _limit(self):
+        return BatchLimit("the painter")
+
     def _painted(self, wanted, progress):
         """{(prompt, number): PNG, or nothing for a black image} of all that is `wanted`."""
         store = ContentStore(cache_folder("painted") / f"{self.fingerprint}.sqlite")
@@ -79,10 +83,11 @@ class _KeptPictures:
         with tqdm(desc="painted images", total=len(missing), disable=not (progress and missing)) as bar:
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
-                new = dict(zip([keys[image] for image in batch], self._paint(batch), strict=True))
-                store.put(new)
-                known.update(new)
-                bar.update(len(batch))
+                for part, painted in self._limit.parts(self._paint, batch):
+                    new = dict(zip([keys[image] for image in batch[part]], painted, strict=True))
+                    store.put(new)
+                    known.update(new)
+                    bar.update(len(new))
         return {image: known[keys[image]] for image in wanted}
 
 # %% ../../nbs/foundation/04_painter.ipynb #3ab97489
@@ -129,7 +134,7 @@ class Painter(_KeptPictures):
     ) -> list[list[Image.Image]]:
         """For each prompt its images, in order; fewer than `count`, perhaps none, where some came out black (a warning says how many).
 
-        Errors: those of the pipeline; what was painted before is kept.
+        A batch that does not fit into memory is halved, see `BatchLimit`. Errors: those of the pipeline; what was painted before is kept.
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is a list of str, not one str: give [{prompts!r}]")

@@ -150,13 +150,17 @@ def activation_vectors(
     """(n, unit) float32: a layer's activations at random positions of its maps or tokens, without vectors that are not finite."""
     chance = np.random.default_rng(seed)
     images = np.sort(chance.permutation(recording[layer].image.values)[:count]).tolist()
-    per_image = max(1, round(count / len(images)))
+    offsets, done = chance.random((len(images), max(1, round(count / len(images))))), 0
 
     def some_vectors(activation, layout, _size):
-        vectors = sampled(positions(activation, layout), chance.random((len(activation), per_image))).flatten(0, -2).cpu().numpy()
+        vectors = sampled(positions(activation, layout), offsets[done : done + len(activation)]).flatten(0, -2).cpu().numpy()
         return vectors[np.isfinite(vectors).all(1)]
 
-    return np.concatenate([vectors for _, vectors in passed(recording.target.at(layer), recording.images, images, some_vectors)])
+    gathered = []
+    for numbers, vectors in passed(recording.target.at(layer), recording.images, images, some_vectors):
+        gathered.append(vectors)
+        done += len(numbers)
+    return np.concatenate(gathered)
 
 # %% ../../nbs/probe/09_directions.ipynb #c52f4e23
 def sparse_autoencoder(

@@ -115,7 +115,15 @@ def passed(
     positions: Iterable[int],  # of the images wanted
     see: Callable,  # (the layer's output (B, ...) float32, its Layout, (H, W) of the batch) -> what is kept of it
 ) -> Iterator[tuple]:
-    """Yield (positions, a list of B; what `see` gives) for each batch. Errors: BadImage for an image that cannot be read; those of `decoded` and `Target.collect`."""
-    for numbers, batch in batches(readable(decoded(images, target.preprocess, positions))):
+    """Yield (positions, a list of B; what `see` gives) for each batch, or for the parts of it that fit into memory at once.
+
+    `see` may be called anew on fewer images. Errors: BadImage for an image that cannot be read; those of `decoded`, `Target.collect` and `BatchLimit`.
+    """
+
+    def look(batch):
         [kept] = target.collect(batch, lambda _layer, activation, layout: see(activation.float(), layout, batch.shape[2:])).values()
-        yield numbers, kept
+        return kept
+
+    for numbers, batch in batches(readable(decoded(images, target.preprocess, positions))):
+        for part, kept in target.batch_limit.parts(look, batch):
+            yield numbers[part], kept

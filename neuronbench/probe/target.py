@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..basics import best_device, choose, clean_name, content_key, no_code
+from ..basics import BatchLimit, best_device, choose, clean_name, content_key, no_code
 from .hooks import Finished, Hook, Renamed, bare, class_scores, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
 from .layout import Layout, arranged, floating_type, layouts_of
 
@@ -588,7 +588,7 @@ class Target(_Seeing, _Keys, _Libraries):
     `layers`: tuple of dotted names. `classes`: names of its outputs or None. `device`: where it runs. `layouts`: which axes of each
     layer are image, unit and position, {layer: Layout}, known once an image was seen. `origin`: the published weights it was made with, e.g.
     "torchvision resnet50 IMAGENET1K_V2", or None. `fingerprint`: a hash of weights, layers,
-    preprocessing and what was said of layouts and calls. Errors: KeyError that names the nearest layer; TypeError for TorchScript.
+    preprocessing and what was said of layouts and calls. `batch_limit`: how many images fit into memory at once, see `BatchLimit`. Errors: KeyError that names the nearest layer; TypeError for TorchScript.
     """
 
     def __init__(
@@ -614,6 +614,7 @@ class Target(_Seeing, _Keys, _Libraries):
         self.model, self.preprocess = network.to(self.device), preprocess
         self.classes = [clean_name(str(name)) for name in classes] if classes is not None else None
         self.layouts, self._memory, self.origin = {}, torch.channels_last, None
+        self.batch_limit = BatchLimit(type(network).__name__)
 
     def at(
         self,
