@@ -429,7 +429,7 @@ def test_nothing_is_left_of_the_sketches_of_chunks(tmp_path, uninterrupted):
 def test_sketches_that_are_lost_are_made_anew_of_all_images(tmp_path, uninterrupted):
     store, log = tmp_path / "s", tmp_path / "log"
     recording_script.run(store, log)
-    next(store.glob("*/sketch/3/c/0/0")).unlink()
+    next(store.glob("*/sketch/3/c/0/0/0")).unlink()
     log.write_text("")
     with pytest.warns(UserWarning, match="the quantile sketches of the recording are missing or damaged: all its images are computed anew"):
         recording_script.run(store, log)

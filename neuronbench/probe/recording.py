@@ -257,12 +257,12 @@ def _partial_arrays(plan):
 
 
 def _sketch_arrays(plan):
-    """{name: ArrayPlan} of the sketches of all chunks together."""
+    """{name: ArrayPlan} of the sketches of all chunks together: one part, in the shape of the chunks'."""
     planned = {}
     for layer, units in plan.units.items():
         width = plan.sketch(layer).width
-        planned[f"sketch/{layer}"] = ArrayPlan((units, width), (min(units, _UNITS), width), "float32", np.nan)
-        planned[f"counts/{layer}"] = ArrayPlan((units,), (min(units, _UNITS),), "int64", 0)
+        planned[f"sketch/{layer}"] = ArrayPlan((1, units, width), (1, min(units, _UNITS), width), "float32", np.nan)
+        planned[f"counts/{layer}"] = ArrayPlan((1, units), (1, min(units, _UNITS)), "int64", 0)
     return planned
 
 
@@ -343,7 +343,7 @@ class RecordingStore:
         layer: str,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(points (unit, width), counts (unit,)) of the layer's quantile sketches, for `plan.sketch(layer)`."""
-        return self._read(f"sketch/{layer}"), self._read(f"counts/{layer}")
+        return self._read(f"sketch/{layer}")[0], self._read(f"counts/{layer}")[0]
 
     def _read(self, name):
         return self.arrays.read(name, self.planned[name])
@@ -418,8 +418,8 @@ def _merge(stored):
         for start in range(0, units, _UNITS):
             block = slice(start, min(start + _UNITS, units))
             points, counts = _merged_block(stored, layer, block)
-            arrays.write(f"sketch/{layer}", block, points)
-            arrays.write(f"counts/{layer}", block, counts)
+            arrays.write(f"sketch/{layer}", (0, block), points)
+            arrays.write(f"counts/{layer}", (0, block), counts)
 
 
 def _merged_block(stored, layer, block):

@@ -278,7 +278,7 @@ class _Arrays:
     def write(
         self,
         name: str,
-        where: int | slice,  # of the first axis
+        where: int | slice | tuple,  # of the first axis, or of the first axes
         values: np.ndarray,
     ) -> None:
         """Put values into an array."""
