@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'choose', 'UnknownChoice', 'name_list', 'check_columns', 'content_key', 'cache_folder', 'replacing',
            'keep_file', 'kept_file', 'mapped_file', 'ContentStore', 'clean_text', 'clean_name', 'readable_number',
-           'best_device', 'lacks_memory', 'BatchLimit', 'versions_of', 'no_code']
+           'best_device', 'lacks_memory', 'BatchLimit', 'exact_float32', 'versions_of', 'no_code']
 
 # %% ../nbs/00_basics.ipynb #7625efef
 import atexit
@@ -814,6 +814,65 @@ class BatchLimit:
         if size < wanted:
             warnings.warn(f"{self.model} runs out of memory with {wanted} items at once: from here on it takes {size} at once", stacklevel=4)
         return slice(start, start + size), done
+
+# %% ../nbs/00_basics.ipynb #wholeffn
+class _Exact:
+    """Who computes exactly at present, and torch's settings from before the first of them: they are those of the process, whatever the thread."""
+
+    fingerprint = "who computes exactly"  # no part of the key of a function that does
+    lock, inside, before = threading.Lock(), 0, ()
+
+    @staticmethod
+    def operations():
+        """The operations that torch may round."""
+        from torch.backends import cuda, cudnn, mkldnn
+
+        return cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
+
+    def begin(self):
+        with self.lock:
+            if not self.inside:
+                switch = _older_switch()
+                self.before = switch, [operation.fp32_precision for operation in self.operations()]
+                self._set(switch and False, ["ieee"] * len(self.operations()))
+            self.inside += 1
+
+    def end(self):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self._set(*self.before)
+
+    def _set(self, switch, precisions):
+        from torch.backends import cudnn
+
+        if switch is not None:
+            cudnn.allow_tf32 = switch
+        for operation, precision in zip(self.operations(), precisions, strict=True):
+            operation.fp32_precision = precision
+
+
+def _older_switch():
+    """torch's one switch for convolutions and recurrent layers, which must agree with their settings; None where somebody set those apart, and it cannot be read."""
+    from torch.backends import cudnn
+
+    try:
+        return cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
+_EXACT = _Exact()
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """A context in which torch multiplies float32 with all bits, without TF32; it may be entered again, and by several threads. What autocast rounds stays so."""
+    _EXACT.begin()
+    try:
+        yield
+    finally:
+        _EXACT.end()
 
 # %% ../nbs/00_basics.ipynb #libvers2
 LIBRARIES = ("neuronbench", "torch", "torchvision", "open_clip_torch", "transformers", "timm", "diffusers", "sentence-transformers", "numpy", "pandas", "scipy", "scikit-learn",

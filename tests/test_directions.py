@@ -224,14 +224,14 @@ def test_sparse_autoencoder_finds_planted_directions_and_is_seeded():
     sources = chance.random((4000, 8)) * (chance.random((4000, 8)).argsort(1) < 2)
     vectors = (sources @ np.abs(matrix(8, 6))).astype("f4")
     state = torch.random.get_rng_state()
-    found = sparse_autoencoder(vectors, 16, top_k=2, epochs=120, seed=1)
+    found = sparse_autoencoder(vectors, 16, top_k=2, epochs=120, seed=1, device="cpu")
     assert torch.equal(state, torch.random.get_rng_state()) and not found.training
     with torch.no_grad():
         codes = found.encode(torch.from_numpy(vectors))[1]
         rebuilt = found.decode(codes)
     assert (codes > 0).sum(1).max() <= 2
     assert ((rebuilt.numpy() - vectors) ** 2).sum() < 0.4 * ((vectors - vectors.mean(0)) ** 2).sum()
-    again, other = (sparse_autoencoder(vectors, 16, top_k=2, epochs=120, seed=seed).get_dictionary() for seed in (1, 2))
+    again, other = (sparse_autoencoder(vectors, 16, top_k=2, epochs=120, seed=seed, device="cpu").get_dictionary() for seed in (1, 2))
     assert torch.allclose(found.get_dictionary(), again, atol=1e-2) and not torch.allclose(found.get_dictionary(), other, atol=1e-2)
     recording = recorded(["relu"])
     directions = Directions(recording, found, progress=False)

@@ -119,7 +119,7 @@ def _whole(recording):
     target = recording.target
     if target.classes is None:
         raise ValueError("the vocabulary is made by class, and this target has no class names: give Target(..., classes=[...])")
-    whole = Target(_Whole(target.model), ["scores"], target.preprocess, device=target.device)
+    whole = Target(_Whole(target.model), ["scores"], target.preprocess, device=target.device, autocast=target.autocast)
     layout = whole.decide(first_readable(recording.images, target.preprocess))["scores"]
     if layout.units != len(target.classes):
         raise ValueError(f"the target has {len(target.classes)} class names, but its network has {layout.units} outputs")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..basics import best_device, choose, clean_text, content_key, no_code
+from ..basics import best_device, choose, clean_text, content_key, exact_float32, no_code
 from .interfaces import Images, ImageTextModel
 from .kept import KeptVectors, image_keys, text_keys
 
@@ -231,7 +231,7 @@ class CLIP(KeptVectors):
     @torch.no_grad()
     def _forward(self, encode, batch):
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        with torch.autocast(self.device.type, low) if low else nullcontext():
+        with exact_float32(), torch.autocast(self.device.type, low) if low else nullcontext():
             embeddings = encode(batch.to(self.device))
         vectors = torch.nn.functional.normalize(embeddings.float(), dim=1).cpu().numpy()
         if not np.isfinite(vectors).all():

@@ -11,7 +11,7 @@ import json
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -160,6 +160,15 @@ def _batch(target, batch, plan, offsets):
     return target.collect(batch, reduce)
 
 
+def _parts(target, batch, plan, offsets):
+    """[{layer: summary}] of the parts of a batch that fit into memory at once."""
+
+    def of(rows):
+        return _batch(target, batch[rows.start : rows.stop], plan, {layer: drawn[rows.start : rows.stop] for layer, drawn in offsets.items()})
+
+    return [summaries for _, summaries in target.batch_limit.parts(of, range(len(batch)))]
+
+
 def _joined(layer, summaries, parts, plan):
     """The summaries of a chunk's batches as one: {"pooled": {pool: (n, U)}, "part": (points, counts) of `_part`, "lengths": (n,), "nonfinite": (U,)}."""
     summaries = [_of_no_images(plan.units[layer], plan.pool[layer]), *summaries]
@@ -212,7 +221,7 @@ def _chunk(target, coming, plan, number, batch_size, on_bad_image):
             _refuse_shapes(shape, batch.shape[1:])
         rows.append(np.array(indices))
         shape = batch.shape[1:]
-        seen.append(_batch(target, batch, plan, {layer: drawn[rows[-1] - first] for layer, drawn in offsets.items()}))
+        seen += _parts(target, batch, plan, {layer: drawn[rows[-1] - first] for layer, drawn in offsets.items()})
         held += len(indices)
         if held >= plan.held:
             _sketch_samples(seen, parts, plan)
@@ -686,6 +695,13 @@ def _complete(stored, store, target, images, settings, executor, progress):
         stored.arrays.remove("partial")
 
 
+def _refuse_fork(executor, device):
+    """Errors: ValueError for a pool of forked processes where the target is on a GPU: CUDA has begun, and cannot go on in a copy of the process."""
+    if device.type == "cuda" and isinstance(executor, ProcessPoolExecutor) and executor._mp_context.get_start_method() == "fork":
+        raise ValueError("the executor forks this process, in which CUDA has begun and which it does not survive: "
+                         'expected ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")), a pool of threads, or a target on the CPU')
+
+
 def _said_of(lost, plan):
     if len(lost) == plan.chunks and all("partial" in path.parts for path in lost.values()):
         return "the quantile sketches of the recording are missing or damaged: all its images are computed anew"
@@ -726,13 +742,14 @@ def record(
     The default pooling is the papers': the class token of a layer that has one, else the mean over its positions. The store keys a recording
     by a hash of weights, layers, preprocessing, images and pooling. A killed run continues at
     its first unfinished chunk and ends with the same bytes; a second process with the same call waits for the first.
-    Chunks whose files are missing or damaged are computed anew, with a warning.
-    Errors: TypeError, see `check_parts`; BadImage if asked to raise; ValueError when no image can be read or the network's number of units changes;
+    Chunks whose files are missing or damaged are computed anew, with a warning. A batch that does not fit into memory is halved, see `BatchLimit`.
+    Errors: TypeError, see `check_parts`; BadImage if asked to raise; ValueError when no image can be read or the network's number of units changes, and for forked processes with a GPU;
     StoreError (an OSError) for a store that cannot be written.
     """
     check_parts(target, images)
     store = None if store is None else Path(store).absolute()
     choose(on_bad_image, ("skip", "raise"), "on_bad_image")
+    _refuse_fork(executor, target.device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     pool = pool and tuple(choose(name, POOLINGS, "pooling") for name in ([pool] if isinstance(pool, str) else pool))

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..basics import BatchLimit, best_device, choose, clean_name, content_key, no_code
+from ..basics import BatchLimit, best_device, choose, clean_name, content_key, exact_float32, no_code
 from .hooks import Finished, Hook, Renamed, bare, class_scores, evaluating, first_tensor, hooked, layer_names, named_layers, one_at_a_time
 from .layout import Layout, arranged, floating_type, layouts_of
 
@@ -72,9 +72,13 @@ def _state_key(model) -> str:
 
 
 def _settings(module):
-    """A module's own attributes and the hooks that somebody put on it, without its weights and submodules."""
-    settings = {name: value for name, value in sorted(vars(module).items()) if name not in _OWN_TO_TORCH}
+    """A module's own attributes and the hooks that somebody put on it, without its weights, its submodules and the device that it says it is on."""
+    settings = {name: value for name, value in sorted(vars(module).items()) if name not in _OWN_TO_TORCH and not _is_device(name, value)}
     return settings, [hook for kind in _HOOKS for hook in vars(module)[kind].values() if not isinstance(hook, Hook)]
+
+
+def _is_device(name, value):
+    return isinstance(value, torch.device) or (name == "device" and isinstance(value, str))
 
 
 def _bare_modules(model):
@@ -464,8 +468,8 @@ class _Running:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """A context in which the network serves this thread only, in eval mode, without gradients, as written and not as compiled."""
-        with one_at_a_time, evaluating(self.model), torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        """A context in which the network serves this thread only, in eval mode, without gradients, as written and not as compiled, without TF32."""
+        with one_at_a_time, evaluating(self.model), torch.inference_mode(), exact_float32(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             yield
 
     def cast(

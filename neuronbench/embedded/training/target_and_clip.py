@@ -95,7 +95,7 @@ def fc_features(
     far, near = [], []
     for positions in torch.arange(len(drawn)).split(64):
         images, _, shares = near_and_far(drawn, positions.repeat(2), chance)
-        features = _before_relu(net, images.to(device)).relu().mean((2, 3)).double().cpu()
+        features = _before_relu(net, images.to(device)).relu().mean((2, 3)).cpu().double()
         features = torch.cat([features, torch.ones(len(features), 1)], 1)
         far.append((features[: len(positions)], shares[: len(positions)]))
         near.append((features[len(positions) :], shares[len(positions) :]))
