@@ -114,6 +114,8 @@ def test_what_is_seen_after_a_recording_with_autocast_has_its_precision():
     images, target = set_of(40), target_with(1000)
     rough, exact = (record(target, images, autocast=autocast, progress=False) for autocast in (True, False))
     assert rough.target.autocast and not exact.target.autocast
+    own = record(rough.target, images, progress=False)  # nothing is said of it here: it runs as the target says
+    assert own.fingerprint == rough.fingerprint != exact.fingerprint
     assert not np.array_equal(rough["relu"], exact["relu"])
     for recording in (rough, exact):
         seen = LayerActivations(recording.target, "relu")(images)

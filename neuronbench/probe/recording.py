@@ -732,7 +732,7 @@ def record(
     pool: str | Sequence[str] | None = None,  # how positions become one number: "class", "mean", "max" or several; the first is what recording[layer] gives; each layer's default if None
     batch_size: int = 64,
     workers: int | None = None,  # threads that decode images; as many as there are processors, at most 8, if None; 0 for none
-    autocast: bool = False,  # run in bfloat16 where torch considers that safe
+    autocast: bool | None = None,  # run in bfloat16 where torch considers that safe; as the target says if None
     executor: Executor | None = None,  # computes the chunks: anything with `submit` giving futures, e.g. a pool or a dask.distributed Client
     on_bad_image: str = "skip",  # or "raise"
     progress: bool = True,  # show images per second and the time left
@@ -753,7 +753,7 @@ def record(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     pool = pool and tuple(choose(name, POOLINGS, "pooling") for name in ([pool] if isinstance(pool, str) else pool))
-    target = target.in_precision(autocast)
+    target = target if autocast is None else target.in_precision(autocast)
     made_of = {"network": target.network_key, "images": images.input_fingerprint}
     key = content_key(_FORMAT, target.fingerprint_with(made_of["network"]), made_of["images"], len(images), pool)
     stored = _stored(store, key)
