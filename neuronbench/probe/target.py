@@ -68,7 +68,7 @@ def _state_key(model) -> str:
     """A hash of buffers, settings and hooks, also those on all networks. A pass may change them: a detector keeps its anchors, a hook counts."""
     settings = {name: _settings(module) for name, module in _bare_modules(model).items()}
     everywhere = [hook for kind in _HOOKS for hook in getattr(torch.nn.modules.module, f"_global{kind}").values()]
-    return content_key(_each_key(model.named_buffers(remove_duplicate=False)), settings, everywhere)
+    return content_key([content_key(buffer) for buffer in model.named_buffers(remove_duplicate=False)], settings, everywhere)  # many, and small: threads would cost more
 
 
 def _settings(module):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from datetime import date
 from importlib import metadata
+from inspect import getattr_static
 from os import PathLike
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def method_settings(
 ) -> str:
     """Its settings, and a line for each model, list of words, set of labels or masks that it was given: entries and fingerprint."""
     given = [(field, getattr(method, field.name)) for field in fields(method)]
-    return "\n".join([repr(method), *(f"{field.name}: {_told(value)}" for field, value in given if not field.repr or hasattr(value, "fingerprint"))])
+    return "\n".join([repr(method), *(f"{field.name}: {_told(value)}" for field, value in given if not field.repr or getattr_static(value, "fingerprint", None))])
 
 
 def _told(value):
