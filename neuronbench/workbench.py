@@ -113,7 +113,9 @@ class SupplyingBench(RecordingBench):
     @property
     def stood_in(self) -> pd.DataFrame:
         """Columns need, stands_in, sentence: which of the models that the bench holds stand in for those of the papers, and for what."""
-        rows = [(need, *said) for need, model in self.held.items() for said in stand_ins([model])]
+        said = {need: each for need, model in self.held.items() if (each := stand_ins([model]))}
+        first = {each[0] for each in said.values()}  # what is below another model is told there, unless the bench holds it, too
+        rows = [(need, *one) for need, each in said.items() for one in each if one == each[0] or one not in first]
         return pd.DataFrame(rows, columns=["need", "stands_in", "sentence"])
 
     def methods(self) -> pd.DataFrame:
