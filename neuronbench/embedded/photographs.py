@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from ..basics import cache_folder, clean_text, content_key
+from ..basics import cache_folder, content_key
 from .predicted import captioner_of_photographs, predicted_labels
 from .wordnet import class_phrases, kinds
 from ..foundation.captioner import ConceptCaptioner
@@ -30,7 +30,7 @@ from ..foundation.conse import ClassProbabilities, ConSE
 from ..foundation.consensus import Consensus
 from ..foundation.gallery import Gallery
 from ..foundation.interfaces import Later, StandIn, standing_in
-from ..foundation.kept import KeptVectors, text_keys
+from ..foundation.kept import KeptVectors
 from ..foundation.region_captioner import RegionCaptioner, StageFeatures
 from ..foundation.sentences import Sentences
 from ..probe.annotations import Annotations, annotations_from_labels
@@ -158,8 +158,7 @@ class PackagedSentences(KeptVectors):
         progress: bool = True,
     ) -> np.ndarray:
         """(text, 384) float32, L2-normalised, in the order of `texts`."""
-        texts = [clean_text(text) for text in texts]
-        return self.embedded(self.fingerprint, text_keys(texts), texts.__getitem__, lambda some: self.model.embed_texts(some, progress=False), 256, progress and "texts")
+        return self.embedded_texts(self.fingerprint, texts, lambda some: self.model.embed_texts(some, progress=False), progress=progress)
 
     def __repr__(self):
         return f"PackagedSentences({self._files.parent.name!r})"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..basics import best_device, choose, clean_text, content_key, exact_float32, no_code
+from ..basics import best_device, choose, content_key, exact_float32, no_code
 from .interfaces import Images, ImageTextModel
-from .kept import KeptVectors, image_keys, text_keys
+from .kept import KeptVectors, image_keys
 
 # %% ../../nbs/foundation/01_clip.ipynb #quickfn
 _QUICK = "-quickgelu"
@@ -224,9 +224,7 @@ class CLIP(KeptVectors):
         progress: bool = True,
     ) -> np.ndarray:
         """(text, dim), in the order of `texts`. Errors: ValueError for values that are not finite."""
-        texts = [clean_text(text) for text in texts]  # half a character could be neither hashed nor read
-        return self.embedded(self.fingerprint, text_keys(texts), texts.__getitem__,
-                             lambda batch: self._forward(partial(encode_text, self.model), self.tokenizer(batch)), batch_size, progress and "texts")
+        return self.embedded_texts(self.fingerprint, texts, lambda batch: self._forward(partial(encode_text, self.model), self.tokenizer(batch)), batch_size, progress)
 
     @torch.no_grad()
     def _forward(self, encode, batch):

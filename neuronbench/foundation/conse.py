@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..basics import clean_text, content_key
+from ..basics import content_key
 from .interfaces import Classifier, Images, SentenceModel, StandIn, check_model
-from .kept import KeptVectors, image_keys, text_keys
+from .kept import KeptVectors, image_keys
 from ..words import readable_classes
 
 # %% ../../nbs/foundation/11_conse.ipynb #conse05
@@ -75,6 +75,7 @@ def _loader(preprocess, images, indices):
     return lambda position: _prepared(preprocess, read(indices[position]))
 
 
+# %% ../../nbs/foundation/11_conse.ipynb #conse37
 class ClassProbabilities(KeptVectors):
     """A classifier's probabilities of its classes, computed once for each image and kept in `cache_folder("probabilities")`.
 
@@ -149,9 +150,7 @@ class _NamedClasses(KeptVectors):
         progress: bool = True,
     ) -> np.ndarray:
         """(text, dim), in the order of `texts`."""
-        texts = [clean_text(text) for text in texts]
-        return self.embedded(self.sentences.fingerprint, text_keys(texts), texts.__getitem__,
-                             partial(self.sentences.embed_texts, progress=False), batch_size, progress and "texts")
+        return self.embedded_texts(self.sentences.fingerprint, texts, partial(self.sentences.embed_texts, progress=False), batch_size, progress)
 
 # %% ../../nbs/foundation/11_conse.ipynb #conse11
 class ConSE(_NamedClasses):

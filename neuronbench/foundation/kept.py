@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..basics import BatchLimit, ContentStore, cache_folder, content_key
+from ..basics import BatchLimit, ContentStore, cache_folder, clean_text, content_key
 from .interfaces import Images
 
 # %% ../../nbs/foundation/12_kept.ipynb #kept05
@@ -84,3 +84,16 @@ class KeptVectors:
                 store.put({key: vector.astype("<f4").tobytes() for key, vector in new.items()})
                 found.update(new)
         return np.stack([found[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
+
+    def embedded_texts(
+        self,
+        fingerprint: str,  # as for `embedded`
+        texts: list[str],  # words or phrases
+        encode: Callable[[list[str]], np.ndarray],  # from texts to (B, dim) float32
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """(text, dim) float32, in the order of `texts`. Errors: those of `embedded`."""
+        texts = [clean_text(text) for text in texts]  # half a character could be neither hashed nor read
+        return self.embedded(fingerprint, text_keys(texts), texts.__getitem__, encode, batch_size, progress and "texts")
+

@@ -260,8 +260,7 @@ def _partial_arrays(plan):
     planned = {}
     for layer, units in plan.units.items():
         width = plan.part(layer).width
-        planned[f"partial/{layer}/points"] = ArrayPlan((plan.chunks, units, width), (1, min(units, _at_once(plan.chunks * width)), width), "float32", np.nan)
-        planned[f"partial/{layer}/counts"] = ArrayPlan((plan.chunks, units), (1, units), "int64", 0)
+        planned |= _points_and_counts(f"partial/{layer}/points", f"partial/{layer}/counts", plan.chunks, units, width, _at_once(plan.chunks * width))
     return planned
 
 
@@ -269,10 +268,14 @@ def _sketch_arrays(plan):
     """{name: ArrayPlan} of the sketches of all chunks together: one part, in the shape of the chunks'."""
     planned = {}
     for layer, units in plan.units.items():
-        width = plan.sketch(layer).width
-        planned[f"sketch/{layer}"] = ArrayPlan((1, units, width), (1, min(units, _UNITS), width), "float32", np.nan)
-        planned[f"counts/{layer}"] = ArrayPlan((1, units), (1, min(units, _UNITS)), "int64", 0)
+        planned |= _points_and_counts(f"sketch/{layer}", f"counts/{layer}", 1, units, plan.sketch(layer).width, _UNITS)
     return planned
+
+
+def _points_and_counts(points, counts, parts, units, width, most):
+    """{name: ArrayPlan} of the sketches of `parts` parts, those of `most` units in a file."""
+    most = min(units, most)
+    return {points: ArrayPlan((parts, units, width), (1, most, width), "float32", np.nan), counts: ArrayPlan((parts, units), (1, most), "int64", 0)}
 
 
 _UNITS = 256  # whose sketches lie in a file
@@ -378,13 +381,13 @@ def _has_sketches(arrays, plan):
     return arrays.is_prepared(planned) and not any(arrays.damaged(name) for name in planned)
 
 # %% ../../nbs/probe/03_recording.ipynb #5479b0d6
-def _faults(stored):
-    """(numbers of the chunks that are not finished, {number of a finished chunk: its file that is missing or damaged})."""
+def _faults(stored, sketched):
+    """(numbers of the chunks that are not finished, {number of a finished chunk: its file that is missing or damaged}); those of the chunks' sketches count unless the merged ones are there, `sketched`."""
     arrays, plan = stored.arrays, stored.plan
     ends = arrays.damaged("finished")
     texts = [] if ends else arrays.read("finished", stored.planned["finished"])
     unfinished = {chunk[0] for chunk, _, _ in ends} | {number for number, text in enumerate(texts) if not text}
-    names = _arrays(plan) if _has_sketches(arrays, plan) else _arrays(plan) | _partial_arrays(plan)
+    names = _arrays(plan) if sketched else _arrays(plan) | _partial_arrays(plan)
     lost = [(chunk[0], path) for name in names for chunk, path, _ in arrays.damaged(name)]
     return unfinished, {number: path for number, path in lost if number not in unfinished}
 
@@ -399,7 +402,7 @@ def _stored(store, key):
         if not plan or not arrays.is_prepared(_arrays(plan)) or not _has_sketches(arrays, plan) or arrays.holds("partial"):
             return None
         stored = RecordingStore(arrays)
-        return None if any(_faults(stored)) else stored
+        return None if any(_faults(stored, True)) else stored
 
 # %% ../../nbs/probe/03_recording.ipynb #54b25ad2
 def _write(stored, chunk, partial=True):
@@ -589,26 +592,12 @@ class _Pooled:
             return recorded[0]
         return choose(pool, recorded, "recorded pooling")
 
-# %% ../../nbs/probe/03_recording.ipynb #232773d7
-class Recording(_Pooled, _Quantiles, _Report):
-    """The activations of every unit of the chosen layers on the probing set.
+# %% ../../nbs/probe/03_recording.ipynb #rec_ra1
+_RANKED = 100  # images of each unit whose order is kept
 
-    `recording[layer]`: xarray.DataArray (image, unit), pooled as the layer's default, read-only. `layers`, `target`, `images`: what was recorded; `count`: how many images.
-    `layouts`: which axes of each layer are image, unit and position; `pools`: how each layer was pooled, the default first.
-    `fingerprint`: the key of everything that shaped it; `made_of`: {"network", "images"}, the keys of what was recorded. `store`: where it is kept. Whatever reads from the store raises StoreError for a file that is missing or damaged.
-    """
 
-    def __init__(self, store: RecordingStore, target: Target, images: ProbingSet, fingerprint: str, made_of: dict):
-        self.target, self.images, self.fingerprint, self.made_of = target, images, fingerprint, made_of
-        self.store, self.layouts, self.layers, self.count = store, store.layouts, tuple(store.layouts), store.plan.count
-        self.pools = {layer: tuple(pool) for layer, pool in store.plan.pool.items()}
-        self._loaded, self._largest = {}, {}
-        target.layouts.update(self.layouts)
-
-    def check_network(self) -> None:
-        """Errors: ValueError where the target's network is no longer the one that was recorded, so that a new look at it would not belong to the recording."""
-        if self.target.network_key != self.made_of["network"]:
-            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was recorded (its weights, structure or code): record it anew")
+class _Ranked(_Pooled):
+    """The images that activate the units of a recording most; what was ranked is kept in `_largest`."""
 
     def ranked(
         self,
@@ -653,13 +642,33 @@ class Recording(_Pooled, _Quantiles, _Report):
             warnings.warn(f"unit {unit} of {layer!r} is NaN or infinite on {lost} images, which are not ranked")
         return pd.DataFrame({"image": images[images >= 0], "activation": activations[images >= 0]})
 
+
+# %% ../../nbs/probe/03_recording.ipynb #232773d7
+class Recording(_Ranked, _Quantiles, _Report):
+    """The activations of every unit of the chosen layers on the probing set.
+
+    `recording[layer]`: xarray.DataArray (image, unit), pooled as the layer's default, read-only. `layers`, `target`, `images`: what was recorded; `count`: how many images.
+    `layouts`: which axes of each layer are image, unit and position; `pools`: how each layer was pooled, the default first.
+    `fingerprint`: the key of everything that shaped it; `made_of`: {"network", "images"}, the keys of what was recorded. `store`: where it is kept. Whatever reads from the store raises StoreError for a file that is missing or damaged.
+    """
+
+    def __init__(self, store: RecordingStore, target: Target, images: ProbingSet, fingerprint: str, made_of: dict):
+        self.target, self.images, self.fingerprint, self.made_of = target, images, fingerprint, made_of
+        self.store, self.layouts, self.layers, self.count = store, store.layouts, tuple(store.layouts), store.plan.count
+        self.pools = {layer: tuple(pool) for layer, pool in store.plan.pool.items()}
+        self._loaded, self._largest = {}, {}
+        target.layouts.update(self.layouts)
+
+    def check_network(self) -> None:
+        """Errors: ValueError where the target's network is no longer the one that was recorded, so that a new look at it would not belong to the recording."""
+        if self.target.network_key != self.made_of["network"]:
+            raise ValueError(f"the {type(self.target.model).__name__} has changed since it was recorded (its weights, structure or code): record it anew")
+
     def __repr__(self):
         units = ", ".join(f"{layer} ({self.layouts[layer].units} units)" for layer in self.layers)
         bad = f", {len(self.bad_images)} bad" if len(self.bad_images) else ""
         return f"Recording of {self.count} images{bad}: {units}"
 
-
-_RANKED = 100  # images of each unit whose order is kept
 
 # %% ../../nbs/probe/03_recording.ipynb #rec_be1
 def _begin(target, images, pool, batch_size, on_bad_image):
@@ -678,7 +687,8 @@ def _checked(recording, on_bad_image):
 # %% ../../nbs/probe/03_recording.ipynb #91d18a71
 def _complete(stored, store, target, images, settings, executor, progress):
     """Compute and store the chunks that are missing."""
-    (unfinished, lost), plan, sketched = _faults(stored), stored.plan, _has_sketches(stored.arrays, stored.plan)
+    plan, sketched = stored.plan, _has_sketches(stored.arrays, stored.plan)
+    unfinished, lost = _faults(stored, sketched)
     if lost:
         warnings.warn(_said_of(lost, plan), stacklevel=3)
     missing = sorted({*unfinished, *lost})
